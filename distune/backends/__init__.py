@@ -1,0 +1,1 @@
+"""Frameworks: what can be quantized and how."""

@@ -1,0 +1,196 @@
+"""The contract between the engine's workers and a framework.
+
+A backend is one file (or package) that registers a ``Backend`` under the name of its framework. It lives in the
+process that runs trials, owns the fp32 model, and answers: what can be quantized, what the calibration data look
+like, and what the model is under a given tuning config. It judges nothing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from numpy.typing import NDArray
+
+from distune.config.job import TuningJob
+from distune.errors import UsageError
+from distune.space.capability import Capability
+from distune.space.op_config import TuningConfig
+
+Feed = Mapping[str, NDArray[Any]]
+"""One batch of model inputs by input name; axis 0 is the batch."""
+
+Outputs = Sequence[NDArray[Any]]
+"""Model outputs in the model's order; axis 0 is the batch."""
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """One model input. Dimensions are an int, or a name (or ``None``) where they are dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a backend says of the fp32 model.
+
+    Attributes:
+        session_options: What every session of the run is created with, judging and deployment alike.
+        versions: Version of each library that decides about numbers.
+    """
+
+    capability: Capability
+    inputs: tuple[InputInfo, ...]
+    outputs: tuple[str, ...]
+    size_bytes: int
+    session_options: Mapping[str, Any]
+    versions: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+class RunnableModel(ABC):
+    """A model ready to run: the fp32 one, or the outcome of one tuning config."""
+
+    @abstractmethod
+    def predict(self, feed: Feed) -> Outputs:
+        """Run one batch."""
+
+    def timed(self, feed: Feed) -> Callable[[], object]:
+        """A closure that runs ``feed`` once with as little of Python around it as possible, for latency."""
+        return lambda: self.predict(feed)
+
+    @property
+    @abstractmethod
+    def native(self) -> Any:
+        """The framework's own object (``onnx.ModelProto``, ``torch.nn.Module``) for users who want it."""
+
+    @property
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """Bytes of the model as exported."""
+
+    @property
+    def ops_executed_int8(self) -> int | None:
+        """Ops with weights that run on integers, read from the optimised graph; ``None`` where it cannot be read."""
+        return None
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why an op that the config quantizes does not execute in int8, by op name."""
+        return {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of this model, e.g. a recipe that found nothing to do."""
+        return ()
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """Files of a deployable model (the model itself first) and what is needed to make it again without data."""
+
+    files: Mapping[str, bytes]
+    deploy: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """One framework's side of the bargain. Built once per worker process; not thread-safe.
+
+    Constructing it loads the fp32 model of ``job.model`` and does all that is needed once per run.
+
+    Raises (constructor):
+        ModelError: The model cannot be loaded or quantized; says why and what to do.
+        MissingExtraError: The framework is not installed.
+    """
+
+    @abstractmethod
+    def __init__(self, job: TuningJob) -> None: ...
+
+    @abstractmethod
+    def facts(self) -> ModelFacts:
+        """What can be done with the model."""
+
+    @abstractmethod
+    def load(self, config: TuningConfig | None, threads: int = 1) -> RunnableModel:
+        """The model of ``config`` (``None``: the fp32 model), ready to run with ``threads`` intra-op threads.
+
+        Raises:
+            TrialError: The config cannot be applied.
+        """
+
+    @abstractmethod
+    def calibrate(self, variant: tuple[tuple[str, Any], ...], batches: Iterable[tuple[int, Feed]]) -> bytes:
+        """Statistics of the given ``(batch index, feed)`` pairs, in the form of ``backends.statistics``."""
+
+    @abstractmethod
+    def set_statistics(self, variant: tuple[tuple[str, Any], ...], sampling_size: int, blob: bytes) -> None:
+        """Keep the merged statistics from which ``load`` takes its ranges."""
+
+    def variant(self, config: TuningConfig) -> tuple[tuple[str, Any], ...]:
+        """The recipes of ``config`` that change the graph before calibration, sorted by name."""
+        return ()
+
+    @abstractmethod
+    def export(self, config: TuningConfig) -> ExportedModel:
+        """The deployable model of ``config``."""
+
+    @abstractmethod
+    def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
+        """The deployable model of ``config`` from saved ranges (``ExportedModel.deploy``), without data."""
+
+    def probe(
+        self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
+    ) -> Mapping[str, float]:
+        """Answer a probe; scores by op (group) name.
+
+        Raises:
+            TrialError: The backend does not know ``kind``.
+        """
+        from distune.errors import TrialError
+
+        raise TrialError(f"this backend has no probe {kind!r}")
+
+    def close(self) -> None:
+        """Free what the backend holds."""
+
+
+_BACKENDS: dict[str, str] = {
+    "onnxruntime": "distune.backends.onnxruntime.backend:OnnxRuntimeBackend",
+}
+
+
+def register_backend(framework: str, target: str) -> None:
+    """Make ``framework`` known. ``target`` is ``module:class``, imported when first used."""
+    _BACKENDS[framework] = target
+
+
+def backend_class(framework: str) -> type[Backend]:
+    """The backend of a framework.
+
+    Raises:
+        UsageError: No backend has that name.
+    """
+    if framework not in _BACKENDS:
+        raise UsageError(f"no backend for framework {framework!r}; known: {', '.join(sorted(_BACKENDS))}")
+    module, _, name = _BACKENDS[framework].partition(":")
+    loaded: type[Backend] = getattr(import_module(module), name)
+    return loaded
+
+
+__all__ = [
+    "Backend",
+    "ExportedModel",
+    "Feed",
+    "InputInfo",
+    "ModelFacts",
+    "Outputs",
+    "RunnableModel",
+    "backend_class",
+    "register_backend",
+]

@@ -1,0 +1,1 @@
+"""The configuration file and the job that it becomes."""

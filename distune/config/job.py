@@ -1,0 +1,223 @@
+"""``TuningJob``: all that a run needs to know, whichever road it came by (YAML or the Python classes).
+
+Everything here is frozen and plain. User code is named (``module:name`` or ``/abs/file.py:name``) where the job came
+from a YAML file, and held as a live object where it came from Python; live objects travel by cloudpickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Approach = Literal["static", "dynamic", "auto", "weight_only", "qat"]
+ObjectiveName = Literal["performance", "modelsize", "footprint", "accuracy"]
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """A registered or user-written component and its arguments.
+
+    Attributes:
+        name: Name in the registry, else ``module:name`` or ``/absolute/file.py:name``.
+        args: Keyword arguments of its constructor. Paths are absolute already.
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataloaderSpec:
+    """Where samples come from, how they are prepared, and how many make a batch.
+
+    Attributes:
+        last_batch: ``rollover`` keeps a shorter last batch, ``discard`` drops it.
+    """
+
+    dataset: ComponentSpec
+    transforms: tuple[ComponentSpec, ...] = ()
+    batch_size: int = 1
+    last_batch: Literal["rollover", "discard"] = "rollover"
+    shuffle: bool = False
+    filter: ComponentSpec | None = None
+
+
+Dataloader = DataloaderSpec | Iterable[Any]
+"""A description of a dataloader, or a live one: an iterable of ``(input, label)`` with a ``batch_size``."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The fp32 model.
+
+    Attributes:
+        framework: Name of the backend.
+        path: Model file, or (PyTorch) ``file.py:builder``; empty where ``live`` holds the model.
+        name: What the user calls it.
+        quant_format: ``QDQ`` or ``QOperator`` (ONNX), ``default`` otherwise.
+        inputs, outputs: Names the user gave; empty means the model's own.
+        live: The model object itself where it was handed over in Python.
+    """
+
+    framework: str
+    path: str = ""
+    name: str = ""
+    quant_format: str = "QDQ"
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    live: Any = None
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One rule of the user about what may be tuned.
+
+    Attributes:
+        scope: ``model`` < ``optype`` < ``op``; the narrower one wins.
+        pattern: Regular expression that must match the whole op type or op name; empty for ``model``.
+        weight, activation: Allowed values by field name (``dtype``, ``scheme``, ``granularity``, ``algorithm``,
+            ``bits``, ``group_size``). A ``dtype`` of ``fp32``, ``bf16`` or ``fp16`` allows that precision *beside*
+            the quantized ones named with it.
+        where: ``file:line:column`` of the rule, for messages; empty from Python.
+    """
+
+    scope: Literal["model", "optype", "op"]
+    pattern: str = ""
+    weight: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    activation: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Samples that set the ranges of static quantization. ``sampling_sizes`` are tuned over, first one first."""
+
+    dataloader: Dataloader | None = None
+    sampling_sizes: tuple[int, ...] = (100,)
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric of the evaluation.
+
+    Attributes:
+        metric: Registered name and arguments, or a live metric object with ``update``, ``result`` and ``reset``.
+        weight: Its share of the accuracy when several are given; ``None`` means that every metric must meet alone.
+        higher_is_better: Direction; ``None`` means the metric's own.
+    """
+
+    metric: ComponentSpec | Any
+    weight: float | None = None
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True)
+class LatencySpec:
+    """How latency is measured: the settings of ``evaluation.performance``.
+
+    Attributes:
+        batch_size: Samples in the feed that is timed.
+        cores_per_instance: Intra-op threads of the timed sessions.
+        warmup: Runs before anything is timed.
+        iteration: Timed runs at most; -1 lets the interval decide.
+    """
+
+    batch_size: int = 1
+    cores_per_instance: int = 1
+    warmup: int = 5
+    iteration: int = -1
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """How a model is scored; nothing given means that it is quantized once and not judged.
+
+    Attributes:
+        dataloader: Evaluation batches of ``(input, label)``.
+        metrics: At least one where ``dataloader`` is used.
+        postprocess: Transforms of the model's outputs before the metric.
+        iteration: Batches evaluated at most; -1 means all.
+        eval_func: ``module:name``, ``/abs/file.py:name`` or a live function: gets a callable model, returns a number.
+        performance: Latency settings.
+    """
+
+    dataloader: Dataloader | None = None
+    metrics: tuple[MetricSpec, ...] = ()
+    postprocess: tuple[ComponentSpec, ...] = ()
+    iteration: int = -1
+    eval_func: str | Callable[..., Any] | None = None
+    performance: LatencySpec = LatencySpec()
+
+    @property
+    def can_judge(self) -> bool:
+        """True where accuracy can be evaluated at all."""
+        return self.eval_func is not None or (self.dataloader is not None and bool(self.metrics))
+
+
+@dataclass(frozen=True)
+class CriterionSpec:
+    """The accuracy to keep: ``tolerance * |baseline|`` may be lost (relative), or ``tolerance`` (absolute)."""
+
+    kind: Literal["relative", "absolute"] = "relative"
+    tolerance: float = 0.01
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What is minimised among the trials that meet (``accuracy``: the loss), with its weight among several."""
+
+    name: ObjectiveName = "performance"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """Strategy, its settings, and where a strategy of the user's own is defined."""
+
+    name: str = "basic"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class ExitPolicy:
+    """When to stop: ``timeout`` 0 stops at the first success, above 0 it is the seconds in which to look further.
+
+    ``performance_only`` quantizes once and does not judge accuracy.
+    """
+
+    timeout: float = 0.0
+    max_trials: int = 100
+    performance_only: bool = False
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """One run of distune.
+
+    Attributes:
+        recipes: Recipes that the user fixed, by name; the others may be tuned.
+        quant_level: ``auto``, 0 or 1.
+        isolation: ``process`` runs trials in a child process of each rank, ``none`` in the rank itself.
+        workspace: Absolute folder of the run's files.
+        source: The configuration file, for messages; empty from Python.
+    """
+
+    model: ModelSpec
+    approach: Approach = "static"
+    device: str = "cpu"
+    calibration: CalibrationSpec = CalibrationSpec()
+    constraints: tuple[Constraint, ...] = ()
+    recipes: Mapping[str, Any] = field(default_factory=dict)
+    quant_level: Literal["auto", 0, 1] = 1
+    strategy: StrategySpec = StrategySpec()
+    criterion: CriterionSpec = CriterionSpec()
+    objectives: tuple[ObjectiveSpec, ...] = (ObjectiveSpec(),)
+    exit_policy: ExitPolicy = ExitPolicy()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    seed: int = 1978
+    isolation: Literal["process", "none"] = "process"
+    workspace: str = ""
+    source: str = ""

@@ -1,0 +1,1 @@
+"""The master: scheduler, stages, tuner and the choice among trials that meet."""

@@ -1,0 +1,1 @@
+"""Judging a model: accuracy, latency, size, footprint, and the criterion."""

@@ -1,0 +1,1 @@
+"""Ops, their options, and the tuning space."""

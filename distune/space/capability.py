@@ -1,0 +1,102 @@
+"""What a backend can do with a model: the raw material of the tuning space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from distune.space.op_config import Mode, OpConfig, TensorConfig
+
+
+@dataclass(frozen=True)
+class TensorOptions:
+    """The choices for one role of an op type's tensors; the first of each tuple is the default.
+
+    ``expand`` gives their product in priority order: the last-named field varies fastest.
+    """
+
+    dtypes: tuple[str, ...]
+    schemes: tuple[str, ...] = ("sym",)
+    granularities: tuple[str, ...] = ("per_tensor",)
+    algorithms: tuple[str, ...] = ("minmax",)
+    bits: tuple[int, ...] = (0,)
+    group_sizes: tuple[int, ...] = (0,)
+
+    def expand(self) -> Iterator[TensorConfig]:
+        """Every combination, the default one first."""
+        for values in product(
+            self.dtypes, self.schemes, self.granularities, self.algorithms, self.bits, self.group_sizes
+        ):
+            yield TensorConfig(*values)
+
+
+@dataclass(frozen=True)
+class ModeOptions:
+    """The choices of one mode for one op type; ``None`` where the mode does not touch that role."""
+
+    mode: Mode
+    activation: TensorOptions | None = None
+    weight: TensorOptions | None = None
+
+    def expand(self) -> Iterator[OpConfig]:
+        """Every op config of the mode, the default one first."""
+        activations: Sequence[TensorConfig | None] = list(self.activation.expand()) if self.activation else [None]
+        weights: Sequence[TensorConfig | None] = list(self.weight.expand()) if self.weight else [None]
+        for activation, weight in product(activations, weights):
+            yield OpConfig(self.mode, activation, weight)
+
+
+@dataclass(frozen=True)
+class OpInfo:
+    """One quantizable op of the model and what the backend can do for it.
+
+    Attributes:
+        name: The op's name in the user's model.
+        op_type: The framework's op type, e.g. ``Conv``.
+        options: Every op config that the backend runs for this op, best-liked first, floating point last. Ops of
+            one type share the tuple.
+        group: Name of the group (that of its first op in graph order) whose ops fall back together.
+        has_weight: The op owns a weight tensor; ``ops_total`` of a result counts these.
+    """
+
+    name: str
+    op_type: str
+    options: tuple[OpConfig, ...]
+    group: str
+    has_weight: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A rewrite of the whole model that can be tuned over.
+
+    Attributes:
+        name: The name in the configuration, e.g. ``gemm_to_matmul``.
+        default: Value when nobody says otherwise.
+        choices: Every value worth trying, the default first; one entry means that it is not tuned.
+        doc: What it does, one sentence.
+    """
+
+    name: str
+    default: Any
+    choices: tuple[Any, ...]
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """All that a backend says of a model.
+
+    Attributes:
+        ops: The quantizable ops in graph order.
+        recipes: The recipes that the backend knows for this model and approach.
+        excluded: ``(op name, op type, reason)`` of ops that are never quantized and why.
+        blocks: Names of the groups of each detected repeated block (transformer layer), in graph order.
+    """
+
+    ops: tuple[OpInfo, ...]
+    recipes: tuple[Recipe, ...] = ()
+    excluded: tuple[tuple[str, str, str], ...] = ()
+    blocks: tuple[tuple[str, ...], ...] = field(default=())

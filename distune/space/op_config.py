@@ -1,0 +1,181 @@
+"""What is chosen for one op and for the whole model: ``TensorConfig``, ``OpConfig`` and ``TuningConfig``.
+
+All three are immutable, hashable and made of plain values, so that they travel as messages, are written to the
+journal as JSON and compare by content. ``TuningConfig.hash`` is the identity of a trial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+Mode = Literal["static", "dynamic", "weight_only", "bf16", "fp16", "fp32"]
+
+QUANTIZED_MODES: tuple[Mode, ...] = ("static", "dynamic", "weight_only")
+"""Modes in which an op counts as quantized."""
+
+PRECISION_MODES: tuple[Mode, ...] = ("bf16", "fp16", "fp32")
+"""Floating-point modes, in the order in which fallback tries them."""
+
+
+@dataclass(frozen=True, order=True)
+class TensorConfig:
+    """How one role of an op's tensors, its weight or its activations, is quantized.
+
+    Attributes:
+        dtype: ``int8``, ``uint8``, ``int16``, ``uint16``, ``int4``, ``uint4`` or, for weight-only, ``int``.
+        scheme: ``sym`` (zero point at the middle of the range) or ``asym``.
+        granularity: ``per_tensor`` or ``per_channel``; weight-only groups are given by ``group_size``.
+        algorithm: How the range is found: ``minmax``, ``kl``, ``percentile``; weight-only: ``RTN``, ``GPTQ``, ...
+        bits: Bits a value of a weight-only weight takes; 0 means the width of ``dtype``.
+        group_size: Input channels that share a scale in weight-only mode; -1 is the whole row, 0 not grouped.
+    """
+
+    dtype: str
+    scheme: str = "sym"
+    granularity: str = "per_tensor"
+    algorithm: str = "minmax"
+    bits: int = 0
+    group_size: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the fields that weight-only mode alone uses where they are unset."""
+        out: dict[str, Any] = {
+            "dtype": self.dtype,
+            "scheme": self.scheme,
+            "granularity": self.granularity,
+            "algorithm": self.algorithm,
+        }
+        if self.bits:
+            out["bits"] = self.bits
+        if self.group_size:
+            out["group_size"] = self.group_size
+        return out
+
+
+@dataclass(frozen=True, order=True)
+class OpConfig:
+    """One choice for one op.
+
+    Attributes:
+        mode: How the op runs.
+        activation: Its input activations, ``None`` where the mode leaves them in floating point.
+        weight: Its weight, ``None`` where the op has none or the mode leaves it in floating point.
+    """
+
+    mode: Mode
+    activation: TensorConfig | None = None
+    weight: TensorConfig | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """True for static, dynamic and weight-only."""
+        return self.mode in QUANTIZED_MODES
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is ``None`` is left out."""
+        out: dict[str, Any] = {"mode": self.mode}
+        if self.activation is not None:
+            out["activation"] = self.activation.to_json()
+        if self.weight is not None:
+            out["weight"] = self.weight.to_json()
+        return out
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> OpConfig:
+        """Inverse of ``to_json``.
+
+        Raises:
+            KeyError, TypeError: ``data`` was not written by ``to_json``.
+        """
+        activation, weight = data.get("activation"), data.get("weight")
+        return cls(
+            data["mode"],
+            TensorConfig(**activation) if activation is not None else None,
+            TensorConfig(**weight) if weight is not None else None,
+        )
+
+
+FP32 = OpConfig("fp32")
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """One op config for every op, plus recipes, calibration sampling size and the user's own parameters.
+
+    Attributes:
+        ops: ``(op name, op config)`` of every op of the tuning space, in graph order.
+        recipes: ``(name, value)`` of every recipe that is not at its default, sorted by name.
+        sampling_size: Calibration samples; 0 where no op of the config needs calibration.
+        parameters: The user's own tuned parameters, sorted by name.
+    """
+
+    ops: tuple[tuple[str, OpConfig], ...]
+    recipes: tuple[tuple[str, Any], ...] = ()
+    sampling_size: int = 0
+    parameters: tuple[tuple[str, Any], ...] = field(default=())
+
+    @cached_property
+    def by_name(self) -> dict[str, OpConfig]:
+        """Op configs by op name."""
+        return dict(self.ops)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the config's canonical JSON, 16 hex digits: equal configs have equal hashes on every machine."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def quantized_ops(self) -> tuple[str, ...]:
+        """Names of the ops that are quantized, in graph order."""
+        return tuple(name for name, config in self.ops if config.is_quantized)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True where at least one op is quantized statically."""
+        return any(config.mode == "static" for _, config in self.ops)
+
+    def with_ops(self, changes: Mapping[str, OpConfig]) -> TuningConfig:
+        """The same config with the op configs of ``changes`` put in.
+
+        Raises:
+            KeyError: ``changes`` names an op that the config does not have.
+        """
+        unknown = changes.keys() - self.by_name.keys()
+        if unknown:
+            raise KeyError(f"not an op of this tuning config: {', '.join(sorted(unknown))}")
+        return replace(self, ops=tuple((name, changes.get(name, config)) for name, config in self.ops))
+
+    def with_recipes(self, changes: Mapping[str, Any]) -> TuningConfig:
+        """The same config with the recipes of ``changes`` set."""
+        return replace(self, recipes=tuple(sorted({**dict(self.recipes), **changes}.items())))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as in ``tuning_config.yaml`` and the journal."""
+        out: dict[str, Any] = {"ops": {name: config.to_json() for name, config in self.ops}}
+        if self.recipes:
+            out["recipes"] = dict(self.recipes)
+        if self.sampling_size:
+            out["sampling_size"] = self.sampling_size
+        if self.parameters:
+            out["parameters"] = dict(self.parameters)
+        return out
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TuningConfig:
+        """Inverse of ``to_json``.
+
+        Raises:
+            KeyError, TypeError: ``data`` was not written by ``to_json``.
+        """
+        return cls(
+            tuple((name, OpConfig.from_json(config)) for name, config in data["ops"].items()),
+            tuple(sorted(data.get("recipes", {}).items())),
+            int(data.get("sampling_size", 0)),
+            tuple(sorted(data.get("parameters", {}).items())),
+        )

@@ -1,0 +1,138 @@
+"""What a strategy asks for and what it gets back.
+
+A strategy yields a ``Stage`` (many tuning configs at once), a single tuning config (a stage of one), or a
+``ProbeStage`` (questions about the model that are not trials).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from distune.space.op_config import TuningConfig
+from distune.trial.messages import Latency
+
+Verdict = Literal["met", "not_met", "failed", "not_judged"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tuning config that was judged and whose result a decision used.
+
+    Attributes:
+        id: Position among the judged trials of the run, from 1; the same for any number of ranks.
+        stage: Name of the stage that judged it first.
+        label: What the candidate stands for, e.g. the op that it returns to fp32; empty when nothing was said.
+        accuracy: ``None`` where the trial failed.
+        accuracy_low, accuracy_high: Bounds after an early verdict.
+        latency: ``None`` where it was not measured.
+        reason: Why it failed.
+    """
+
+    id: int
+    stage: str
+    config: TuningConfig
+    verdict: Verdict
+    label: str = ""
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 0
+    complete: bool = True
+    latency: Latency | None = None
+    size_bytes: int | None = None
+    footprint_bytes: int | None = None
+    ops_executed_int8: int | None = None
+    rank: int | None = None
+    host: str = ""
+    start_s: float = 0.0
+    end_s: float = 0.0
+    attempts: int = 1
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """The criterion is met."""
+        return self.verdict == "met"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tuning config with a word on what it stands for, e.g. the op or recipe that it changes."""
+
+    config: TuningConfig
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A batch of candidates and the rule by which their answers are used.
+
+    Attributes:
+        name: Shown to the user, e.g. ``op-type-wise``.
+        candidates: In the order in which decisions are taken. May be lazy and endless: it is drawn from as needed.
+        exit: ``first`` ends the stage with the first candidate, in candidate order, that meets; ``none`` judges all.
+        use: What the answers decide: the next base config (``base``), an order of ops (``rank``), the best objective
+            (``best``), or the shortest growing prefix that meets (``prefix``).
+        accuracy: Whether a verdict is enough or the exact value is needed.
+        latency: Whose latency is measured before the stage is answered.
+        reserve: Trials of the budget that this stage must leave to later ones.
+        total: Number of candidates where it is known although ``candidates`` is lazy.
+    """
+
+    name: str
+    candidates: Iterable[TuningConfig | Candidate]
+    exit: Literal["first", "none"] = "first"
+    use: Literal["base", "rank", "best", "prefix"] = "base"
+    accuracy: Literal["verdict", "exact"] = "exact"
+    latency: Literal["none", "meeting", "all"] = "meeting"
+    reserve: int = 0
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """The answers to a stage.
+
+    Attributes:
+        trials: The judged candidates, in candidate order. Shorter than the stage where it ended early.
+        met: The first trial that met, ``None`` when none did.
+        best: By accuracy among those judged (the earlier one among equals); ``None`` when all failed.
+        finished: The run is over (first success, budget, timeout, interruption): nothing more will be judged.
+    """
+
+    trials: tuple[Trial, ...]
+    met: Trial | None
+    best: Trial | None
+    finished: bool
+
+
+@dataclass(frozen=True)
+class ProbeStage:
+    """Questions about the model, spread over the workers; costs no trial.
+
+    Attributes:
+        kind: As in ``messages.Probe``.
+        config: The tuning config that it is about.
+        ops: Ops (groups) to score; they are split over the workers.
+        args: Further arguments of the kind.
+        split: Whether the work is divided by ``ops`` or by ``batches``.
+    """
+
+    name: str
+    kind: str
+    config: TuningConfig
+    ops: tuple[str, ...] = ()
+    args: Mapping[str, Any] = field(default_factory=dict)
+    split: Literal["ops", "batches"] = "ops"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Scores by op (group) name, merged over the workers in a fixed order; empty when the run is over."""
+
+    scores: Mapping[str, float]
+    finished: bool = False

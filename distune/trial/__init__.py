@@ -1,0 +1,1 @@
+"""Messages between master and workers, and the worker's side of them."""
