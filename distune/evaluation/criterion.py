@@ -1,0 +1,36 @@
+"""The accuracy that must be kept, and the verdict on a measured one."""
+
+from __future__ import annotations
+
+import math
+
+from distune.config.job import CriterionSpec
+
+
+def target_accuracy(criterion: CriterionSpec, baseline: float) -> float:
+    """The accuracy that a trial must reach.
+
+    Relative: the loss allowed is ``tolerance * |baseline|``, so that a negative baseline does not turn the criterion
+    round; absolute: ``tolerance``.
+
+    Returns:
+        The target, in the metric's unit; NaN where the baseline is NaN (nothing meets it).
+    """
+    allowed = criterion.tolerance * abs(baseline) if criterion.kind == "relative" else criterion.tolerance
+    return baseline - allowed if criterion.higher_is_better else baseline + allowed
+
+
+def meets(value: float, target: float, higher_is_better: bool) -> bool:
+    """Whether ``value`` reaches ``target``. Exactly on target meets; NaN never does."""
+    if math.isnan(value) or math.isnan(target):
+        return False
+    return value >= target if higher_is_better else value <= target
+
+
+def better(a: float, b: float, higher_is_better: bool) -> bool:
+    """Whether accuracy ``a`` is strictly better than ``b``; NaN is worse than everything else."""
+    if math.isnan(a):
+        return False
+    if math.isnan(b):
+        return True
+    return a > b if higher_is_better else a < b

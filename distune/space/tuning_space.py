@@ -1,0 +1,305 @@
+"""The tuning space: capability narrowed by the user's constraints, with recipes.
+
+Rules are applied from wide to narrow (``model_wise`` < ``optype_wise`` < ``op_wise``); a narrower rule replaces what a
+wider one said about the same field of the same tensor role. A value that the capability of an op lacks is dropped
+with a warning; where nothing is left, or a pattern matches no op, it is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from distune.config.job import Approach, Constraint
+from distune.errors import SpaceError
+from distune.space.capability import Capability, OpInfo, Recipe
+from distune.space.op_config import FP32, PRECISION_MODES, Mode, OpConfig, TuningConfig
+
+APPROACH_MODES: Mapping[Approach, tuple[Mode, ...]] = {
+    "static": ("static",),
+    "dynamic": ("dynamic",),
+    "auto": ("static", "dynamic"),
+    "weight_only": ("weight_only",),
+    "qat": ("static",),
+}
+"""Quantized modes that each approach allows, the preferred one first."""
+
+
+@dataclass(frozen=True)
+class TuningSpace:
+    """What may be chosen for every op and recipe.
+
+    Attributes:
+        ops: The ops in graph order; ``options`` of each are those that the constraints leave, quantized ones first.
+        recipes: Recipes that may be tuned, those that the user fixed left out.
+        fixed_recipes: Values that the user fixed, where they differ from the default.
+        sampling_sizes: Calibration sampling sizes, the first one tried first.
+        blocks: Detected blocks as tuples of group names.
+        excluded: ``(op name, op type, reason)`` of ops that stay in fp32 for good.
+        warnings: What was dropped from the user's constraints.
+    """
+
+    ops: tuple[OpInfo, ...]
+    recipes: tuple[Recipe, ...] = ()
+    fixed_recipes: tuple[tuple[str, Any], ...] = ()
+    sampling_sizes: tuple[int, ...] = (100,)
+    blocks: tuple[tuple[str, ...], ...] = ()
+    excluded: tuple[tuple[str, str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    known_recipes: tuple[Recipe, ...] = ()
+
+    @cached_property
+    def op(self) -> dict[str, OpInfo]:
+        """Ops by name."""
+        return {op.name: op for op in self.ops}
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Names of the ops of each group, by group name, in graph order."""
+        members: dict[str, list[str]] = {}
+        for op in self.ops:
+            members.setdefault(op.group, []).append(op.name)
+        return {name: tuple(ops) for name, ops in members.items()}
+
+    @property
+    def op_types(self) -> tuple[str, ...]:
+        """Types of the ops, in order of first appearance."""
+        return tuple(dict.fromkeys(op.op_type for op in self.ops))
+
+    def default(self) -> TuningConfig:
+        """The first option of every op, the first sampling size, recipes as fixed or at their default."""
+        return self.effective(
+            TuningConfig(
+                tuple((op.name, op.options[0]) for op in self.ops), self.fixed_recipes, self.sampling_sizes[0]
+            )
+        )
+
+    def fp32(self) -> TuningConfig:
+        """Every op in fp32 (where the user allows it, else in its last option)."""
+        return self.effective(
+            TuningConfig(
+                tuple((op.name, FP32 if FP32 in op.options else op.options[-1]) for op in self.ops),
+                self.fixed_recipes,
+                self.sampling_sizes[0],
+            )
+        )
+
+    def effective(self, config: TuningConfig) -> TuningConfig:
+        """``config`` without what changes nothing, so that equal models have equal hashes.
+
+        Recipes at their default are dropped, those that keep ops in fp32 are carried out on the op configs and
+        dropped, and the sampling size is 0 where no op is calibrated.
+        """
+        recipes = {recipe.name: recipe for recipe in self.known_recipes}
+        changes: dict[str, OpConfig] = {}
+        kept: list[tuple[str, Any]] = []
+        for name, value in config.recipes:
+            recipe = recipes.get(name)
+            if recipe is None or value == recipe.default:
+                continue
+            if recipe.fp32_ops:
+                changes.update({op: FP32 for op in recipe.fp32_ops if op in config.by_name})
+            else:
+                kept.append((name, value))
+        out = replace(config, recipes=tuple(sorted(kept)))
+        if changes:
+            out = out.with_ops(changes)
+        return out if out.needs_calibration or not out.sampling_size else replace(out, sampling_size=0)
+
+    def fallback(self, config: TuningConfig, groups: Iterable[str], precision: Mode = "fp32") -> TuningConfig:
+        """``config`` with all ops of ``groups`` in a floating-point precision, as far as each op has it."""
+        wanted = OpConfig(precision)
+        changes = {
+            name: wanted if wanted in self.op[name].options else FP32 for group in groups for name in self.groups[group]
+        }
+        return self.effective(config.with_ops(changes))
+
+    def quantized_groups(self, config: TuningConfig, precision: Mode = "fp32") -> tuple[str, ...]:
+        """Groups that are quantized in ``config`` and may fall back to ``precision``, in graph order."""
+        wanted = OpConfig(precision)
+        by_name = config.by_name
+        return tuple(
+            group
+            for group, names in self.groups.items()
+            if any(by_name[name].is_quantized for name in names)
+            and any(wanted in self.op[name].options for name in names if by_name[name].is_quantized)
+        )
+
+    @cached_property
+    def precisions(self) -> tuple[Mode, ...]:
+        """Floating-point precisions that at least one op has, in fallback order."""
+        return tuple(mode for mode in PRECISION_MODES if any(OpConfig(mode) in op.options for op in self.ops))
+
+
+def build_space(
+    capability: Capability,
+    constraints: Sequence[Constraint],
+    approach: Approach,
+    recipes: Mapping[str, Any],
+    sampling_sizes: tuple[int, ...],
+) -> TuningSpace:
+    """Narrow ``capability`` to what the approach and the user's rules allow.
+
+    Raises:
+        SpaceError: A pattern matches no op, a rule leaves an op without an option, a recipe is unknown, or nothing is
+            left to quantize. All problems are listed.
+    """
+    modes = APPROACH_MODES[approach]
+    problems: list[str] = []
+    warnings: list[str] = []
+    fixed = _fixed_recipes(capability, recipes, problems)
+    ops = [_by_approach(op, modes) for op in capability.ops]
+    _check_patterns(constraints, capability, problems)
+    narrowed = [_constrain(op, constraints, problems, warnings) for op in ops]
+    narrowed = _agree_in_groups(narrowed, warnings)
+    if not problems and not any(option.is_quantized for op in narrowed for option in op.options):
+        problems.append(
+            "nothing is left to quantize: no op of the model has a quantized option for this approach"
+            + (" and the given constraints" if constraints else "")
+        )
+    if problems:
+        raise SpaceError("\n".join(dict.fromkeys(problems)))
+    return TuningSpace(
+        ops=tuple(narrowed),
+        recipes=tuple(recipe for recipe in capability.recipes if recipe.name not in recipes and len(recipe.choices) > 1),
+        fixed_recipes=fixed,
+        sampling_sizes=sampling_sizes,
+        blocks=capability.blocks,
+        excluded=capability.excluded,
+        warnings=tuple(dict.fromkeys(warnings)),
+        known_recipes=capability.recipes,
+    )
+
+
+def _fixed_recipes(
+    capability: Capability, recipes: Mapping[str, Any], problems: list[str]
+) -> tuple[tuple[str, Any], ...]:
+    known = {recipe.name: recipe for recipe in capability.recipes}
+    for name in recipes:
+        if name not in known:
+            problems.append(
+                f"recipe {name!r} cannot be used with this model and approach; "
+                f"usable: {', '.join(sorted(known)) or 'none'}"
+            )
+    return tuple(
+        sorted((name, value) for name, value in recipes.items() if name in known and value != known[name].default)
+    )
+
+
+def _by_approach(op: OpInfo, modes: tuple[Mode, ...]) -> OpInfo:
+    quantized = [option for mode in modes for option in op.options if option.mode == mode]
+    return replace(op, options=(*quantized, *(option for option in op.options if not option.is_quantized)))
+
+
+def _check_patterns(constraints: Sequence[Constraint], capability: Capability, problems: list[str]) -> None:
+    subjects: Mapping[str, Callable[[], list[str]]] = {
+        "optype": lambda: [op.op_type for op in capability.ops] + [op_type for _, op_type, _ in capability.excluded],
+        "op": lambda: [op.name for op in capability.ops] + [name for name, _, _ in capability.excluded],
+    }
+    for rule in constraints:
+        if rule.scope == "model":
+            continue
+        names = sorted(set(subjects[rule.scope]()))
+        if not any(re.fullmatch(rule.pattern, name) for name in names):
+            what = "op type" if rule.scope == "optype" else "op name"
+            problems.append(
+                f"{_at(rule)}{what} pattern {rule.pattern!r} matches nothing in the model; "
+                f"the model has: {_some(names)}"
+            )
+
+
+def _constrain(op: OpInfo, constraints: Sequence[Constraint], problems: list[str], warnings: list[str]) -> OpInfo:
+    """Keep the options of ``op`` that the rules allow."""
+    allowed: dict[tuple[str, str], tuple[tuple[Any, ...], Constraint]] = {}
+    for scope in ("model", "optype", "op"):
+        for rule in constraints:
+            if rule.scope != scope or not _matches(rule, op):
+                continue
+            for role, fields in (("weight", rule.weight), ("activation", rule.activation)):
+                for name, values in fields.items():
+                    allowed[role, name] = (values, rule)
+    if not allowed:
+        return op
+    options = op.options
+    for (role, name), (values, rule) in allowed.items():
+        wanted = set(values)
+        kept = tuple(option for option in options if _allows(option, role, name, wanted))
+        available = _available(op.options, role, name)
+        missing = sorted(str(value) for value in wanted - available)
+        if not available - set(PRECISION_MODES):
+            continue  # the op has no such tensor: the rule says nothing about it
+        if not kept:
+            if rule.scope == "model" and name != "dtype":
+                warnings.append(
+                    f"{_at(rule)}{role} {name} {_some(sorted(map(str, wanted)))} is not available for {op.op_type} "
+                    f"ops: they keep {_some(sorted(map(str, available)))}"
+                )
+                continue
+            problems.append(
+                f"{_at(rule)}{role} {name} {_some(sorted(map(str, wanted)))} leaves nothing for op {op.name!r} "
+                f"({op.op_type}), which has: {_some(sorted(map(str, available)))}"
+            )
+            continue
+        if missing:
+            warnings.append(
+                f"{_at(rule)}{role} {name} {_some(missing)} is not available for {op.op_type} ops and was dropped there"
+            )
+        options = kept
+    return replace(op, options=options)
+
+
+def _matches(rule: Constraint, op: OpInfo) -> bool:
+    if rule.scope == "model":
+        return True
+    return re.fullmatch(rule.pattern, op.op_type if rule.scope == "optype" else op.name) is not None
+
+
+def _allows(option: OpConfig, role: str, name: str, wanted: set[Any]) -> bool:
+    """Whether a rule on one field of one role keeps ``option``.
+
+    A floating-point option is kept unless the rule is about ``dtype`` and does not name that precision.
+    """
+    tensor = option.activation if role == "activation" else option.weight
+    if not option.is_quantized:
+        return name != "dtype" or option.mode in wanted or not wanted & set(PRECISION_MODES)
+    if tensor is None:
+        return True
+    return getattr(tensor, name) in wanted
+
+
+def _available(options: Sequence[OpConfig], role: str, name: str) -> set[Any]:
+    out: set[Any] = set()
+    for option in options:
+        tensor = option.activation if role == "activation" else option.weight
+        if tensor is not None:
+            out.add(getattr(tensor, name))
+        elif not option.is_quantized and name == "dtype":
+            out.add(option.mode)
+    return out
+
+
+def _agree_in_groups(ops: list[OpInfo], warnings: list[str]) -> list[OpInfo]:
+    """Ops of one group fall back together; where a rule leaves one of them no quantized option, the group is split."""
+    quantizable = {op.name: any(option.is_quantized for option in op.options) for op in ops}
+    by_group: dict[str, list[OpInfo]] = {}
+    for op in ops:
+        by_group.setdefault(op.group, []).append(op)
+    split: set[str] = set()
+    for group, members in by_group.items():
+        kinds = {quantizable[member.name] for member in members}
+        if len(kinds) > 1:
+            split.add(group)
+            warnings.append(f"the given constraints split the group of op {group!r}, whose ops usually change together")
+    return [replace(op, group=op.name) if op.group in split else op for op in ops]
+
+
+def _at(rule: Constraint) -> str:
+    return f"{rule.where}: " if rule.where else ""
+
+
+def _some(names: Sequence[str], limit: int = 12) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, … ({len(names)} in all)"

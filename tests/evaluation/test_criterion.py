@@ -1,0 +1,46 @@
+"""The verdict's corner cases: on target, negative and zero baselines, lower is better, NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from distune.config.job import CriterionSpec
+from distune.evaluation.criterion import better, meets, target_accuracy
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance", "higher", "baseline", "target"),
+    [
+        ("relative", 0.01, True, 0.8, 0.792),
+        ("relative", 0.01, False, 4.0, 4.04),
+        ("relative", 0.01, True, -1.0, -1.01),
+        ("relative", 0.01, True, 0.0, 0.0),
+        ("absolute", 0.5, True, -1.0, -1.5),
+        ("absolute", 0.5, False, 2.0, 2.5),
+    ],
+)
+def test_target(kind: str, tolerance: float, higher: bool, baseline: float, target: float) -> None:
+    criterion = CriterionSpec(kind, tolerance, higher)  # type: ignore[arg-type]
+    assert target_accuracy(criterion, baseline) == pytest.approx(target)
+
+
+def test_exactly_on_target_meets() -> None:
+    assert meets(0.5, 0.5, True)
+    assert meets(0.5, 0.5, False)
+    assert not meets(math.nextafter(0.5, 0), 0.5, True)
+    assert not meets(math.nextafter(0.5, 1), 0.5, False)
+
+
+def test_an_unchanged_model_meets_whatever_the_sign_of_its_baseline() -> None:
+    for baseline in (-1.0, 0.0, 1.0):
+        for higher in (True, False):
+            assert meets(baseline, target_accuracy(CriterionSpec("relative", 0.01, higher), baseline), higher)
+
+
+def test_nan_never_meets_and_is_never_better() -> None:
+    assert not meets(math.nan, 0.0, True)
+    assert not meets(1.0, math.nan, True)
+    assert not better(math.nan, 0.0, True)
+    assert better(0.0, math.nan, True)
