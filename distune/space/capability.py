@@ -77,12 +77,15 @@ class Recipe:
         default: Value when nobody says otherwise.
         choices: Every value worth trying, the default first; one entry means that it is not tuned.
         doc: What it does, one sentence.
+        fp32_ops: Ops that any value but the default turns to fp32. Where it is not empty this is all that the recipe
+            does, so that the effective config can be computed without the backend.
     """
 
     name: str
     default: Any
     choices: tuple[Any, ...]
     doc: str = ""
+    fp32_ops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
