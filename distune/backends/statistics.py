@@ -1,0 +1,372 @@
+"""Calibration statistics that do not depend on the order or the sharding of the batches.
+
+Per tensor three things are kept, each of which merges exactly:
+
+* minimum and maximum of every batch, indexed by the batch's global number (moving averages follow from them);
+* integer counts in bins whose width is a power of two and whose edges are aligned at 0. When the range grows the
+  width doubles, and two old bins are exactly one new bin, so the counts are those of the final width whatever came
+  first (a histogram with data-dependent edges depends on the order of the batches);
+* how many values were not finite.
+
+Attention masks put constants such as -1e9, -65504 or -10000 into tensors whose other values are small. Values from
+``MASK_MAGNITUDE`` on are therefore kept apart. They set a range only where they continue the other values: when the
+smallest of them is ``MASK_GAP`` times larger than the largest ordinary value they are taken for mask constants and
+left out (the quantized tensor saturates there), and ``remarks`` says so. Infinities and NaN never set a range.
+
+Memory is bounded by about 128 KiB a tensor plus 16 bytes a batch, whatever the size of the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distune.errors import TrialError
+
+BINS_LOG2 = 12
+"""Bins on each side of zero, as a power of two; the largest magnitude lies in the outer half of them."""
+
+MASK_MAGNITUDE = 8192.0
+"""Magnitude from which a value may be a mask constant (BERT's is -10000)."""
+
+MASK_GAP = 8.0
+"""How many times larger than every ordinary value mask constants are."""
+
+DEFAULT_PERCENTILE = 99.99
+"""Percentage of the values that the ``percentile`` algorithm keeps inside the range."""
+
+_BINS = 1 << BINS_LOG2
+_MIN_EXPONENT = -126
+_MAGIC = b"DSTAT1"
+_KL_BINS = 2048
+_KL_STEP = 16
+
+
+@dataclass
+class Histogram:
+    """Counts of values in bins of width ``2**exponent`` aligned at 0.
+
+    Bin ``i`` of ``counts`` holds values in ``[(i - 4096) * width, (i - 4095) * width)``.
+
+    Attributes:
+        exponent: Power of two of the bin width: the smallest for which every value lies inside.
+        counts: int64 [8192].
+    """
+
+    exponent: int = _MIN_EXPONENT
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * _BINS, np.int64))
+
+    def add(self, values: NDArray[np.floating[Any]]) -> None:
+        """Count finite ``values`` (any shape)."""
+        if values.size == 0:
+            return
+        magnitude = max(abs(float(values.min())), abs(float(values.max())))
+        self._widen(_exponent_for(magnitude))
+        index = np.floor(values.ravel() * np.float64(2.0**-self.exponent)).astype(np.int64) + _BINS
+        self.counts += np.bincount(index, minlength=2 * _BINS)
+
+    def merge(self, other: Histogram) -> None:
+        """Add the counts of ``other``, exactly."""
+        exponent = max(self.exponent, other.exponent)
+        self._widen(exponent)
+        self.counts += _coarsened(other.counts, exponent - other.exponent)
+
+    @property
+    def total(self) -> int:
+        """Values counted."""
+        return int(self.counts.sum())
+
+    @property
+    def width(self) -> float:
+        """Bin width in the tensor's unit."""
+        return math.ldexp(1.0, self.exponent)
+
+    def _widen(self, exponent: int) -> None:
+        if exponent > self.exponent:
+            self.counts = _coarsened(self.counts, exponent - self.exponent)
+            self.exponent = exponent
+
+
+@dataclass
+class TensorStatistics:
+    """Everything that is known of one tensor.
+
+    Attributes:
+        batches: Minimum and maximum of the ordinary values, then of the large ones (``MASK_MAGNITUDE`` and more), by
+            batch number. Where a batch has none of a kind the minimum is +inf and the maximum -inf.
+        ordinary, large: Histograms of the two kinds.
+        nonfinite: How many values were infinite or NaN.
+    """
+
+    batches: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
+    ordinary: Histogram = field(default_factory=Histogram)
+    large: Histogram = field(default_factory=Histogram)
+    nonfinite: int = 0
+
+    def add(self, batch: int, values: NDArray[Any]) -> None:
+        """Count one batch of the tensor."""
+        flat = np.asarray(values, dtype=np.float32).ravel()
+        low, high = (float(flat.min()), float(flat.max())) if flat.size else (math.inf, -math.inf)
+        if low > -MASK_MAGNITUDE and high < MASK_MAGNITUDE:  # False where NaN: the usual case takes no masks
+            self.ordinary.add(flat)
+            self.batches[batch] = (low, high, math.inf, -math.inf)
+            return
+        finite = flat[np.isfinite(flat)]
+        self.nonfinite += int(flat.size - finite.size)
+        is_large = np.abs(finite) >= MASK_MAGNITUDE
+        ordinary, large = finite[~is_large], finite[is_large]
+        self.ordinary.add(ordinary)
+        self.large.add(large)
+        self.batches[batch] = (*_min_max(ordinary), *_min_max(large))
+
+    def merge(self, name: str, other: TensorStatistics) -> None:
+        """Add what another shard saw.
+
+        Raises:
+            TrialError: Both shards saw the same batch.
+        """
+        twice = self.batches.keys() & other.batches.keys()
+        if twice:
+            raise TrialError(
+                f"calibration statistics of tensor {name!r} hold batch {min(twice)} twice: give each batch to one shard"
+            )
+        self.batches.update(other.batches)
+        self.ordinary.merge(other.ordinary)
+        self.large.merge(other.large)
+        self.nonfinite += other.nonfinite
+
+    @property
+    def has_mask(self) -> bool:
+        """The large values are mask constants: they are far from every ordinary one."""
+        if not self.large.total or not self.ordinary.total:
+            return False
+        bounds = np.array(list(self.batches.values()))
+        largest = max(-bounds[:, 0].min(), bounds[:, 1].max())
+        positive = _smallest_magnitude(self.large)
+        return bool(positive >= MASK_GAP * largest)
+
+    def batch_ranges(self) -> NDArray[np.float64]:
+        """Minimum and maximum of each batch in order of batch number, float64 [batches, 2]; mask constants left out."""
+        rows = np.array([self.batches[index] for index in sorted(self.batches)], np.float64).reshape(-1, 4)
+        if self.has_mask or not self.large.total:
+            return rows[:, :2]
+        return np.stack([np.minimum(rows[:, 0], rows[:, 2]), np.maximum(rows[:, 1], rows[:, 3])], axis=1)
+
+    def histogram(self) -> Histogram:
+        """Counts of all values but mask constants."""
+        out = Histogram(self.ordinary.exponent, self.ordinary.counts.copy())
+        if self.large.total and not self.has_mask:
+            out.merge(self.large)
+        return out
+
+
+class CalibrationStatistics:
+    """Statistics of many tensors, by name. Order-free: see the module's docstring."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, TensorStatistics] = {}
+        self._ranges: dict[tuple[str, str, float], tuple[float, float]] = {}
+
+    def add(self, batch: int, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Count one batch.
+
+        Args:
+            batch: Its global number, the same for any sharding.
+            tensors: Values by tensor name, any float dtype and shape.
+        """
+        self._ranges.clear()
+        for name, values in tensors.items():
+            self.tensors.setdefault(name, TensorStatistics()).add(batch, values)
+
+    def range(
+        self, tensor: str, algorithm: str = "minmax", percentile: float = DEFAULT_PERCENTILE
+    ) -> tuple[float, float]:
+        """The range that ``algorithm`` gives a tensor; both ends are exact float32 values.
+
+        Args:
+            algorithm: ``minmax``; ``kl`` (see ``_kl_range``); ``percentile``: the range that leaves out
+                ``(100 - percentile) / 2`` percent of the values at each end.
+
+        Raises:
+            TrialError: The tensor was not calibrated, or the algorithm is unknown.
+        """
+        key = (tensor, algorithm, percentile)
+        if key not in self._ranges:
+            low, high = self._compute(tensor, algorithm, percentile)
+            self._ranges[key] = (float(np.float32(low)), float(np.float32(high)))
+        return self._ranges[key]
+
+    def remarks(self) -> dict[str, str]:
+        """What was left out of the ranges, by tensor name; empty for a model without masks or overflows."""
+        out = {}
+        for name, stats in sorted(self.tensors.items()):
+            parts = []
+            if stats.has_mask:
+                parts.append(f"{stats.large.total} values of magnitude >= {MASK_MAGNITUDE:g} taken for mask constants")
+            if stats.nonfinite:
+                parts.append(f"{stats.nonfinite} values not finite")
+            if parts:
+                out[name] = "; ".join(parts) + ": not part of the calibrated range"
+        return out
+
+    def to_bytes(self) -> bytes:
+        """Compact and deterministic: equal content gives equal bytes, whatever order it was collected in."""
+        header: list[Any] = []
+        arrays: list[bytes] = []
+        for name in sorted(self.tensors):
+            stats = self.tensors[name]
+            batches = sorted(stats.batches)
+            spans = []
+            for histogram in (stats.ordinary, stats.large):
+                used = np.flatnonzero(histogram.counts)
+                start, stop = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
+                spans.append([histogram.exponent, start, stop])
+                arrays.append(histogram.counts[start:stop].astype("<i8").tobytes())
+            arrays.append(np.array([stats.batches[b] for b in batches], "<f4").tobytes())
+            header.append([name, batches, stats.nonfinite, *spans])
+        text = json.dumps(header, separators=(",", ":")).encode()
+        return _MAGIC + zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(arrays), 6)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> CalibrationStatistics:
+        """Inverse of ``to_bytes``.
+
+        Raises:
+            TrialError: ``blob`` was not written by ``to_bytes``.
+        """
+        if not blob.startswith(_MAGIC):
+            raise TrialError("calibration statistics are damaged or of another version of distune: calibrate again")
+        data = zlib.decompress(blob[len(_MAGIC) :])
+        (size,) = struct.unpack_from("<Q", data)
+        at = 8 + size
+        out = cls()
+        for name, batches, nonfinite, *spans in json.loads(data[8:at]):
+            histograms = []
+            for exponent, start, stop in spans:
+                histogram = Histogram(exponent)
+                histogram.counts[start:stop] = np.frombuffer(data, "<i8", stop - start, at)
+                at += 8 * (stop - start)
+                histograms.append(histogram)
+            rows = np.frombuffer(data, "<f4", 4 * len(batches), at).reshape(-1, 4)
+            at += rows.nbytes
+            bounds = {
+                b: (float(r[0]), float(r[1]), float(r[2]), float(r[3])) for b, r in zip(batches, rows, strict=True)
+            }
+            out.tensors[name] = TensorStatistics(bounds, histograms[0], histograms[1], nonfinite)
+        return out
+
+    def _compute(self, tensor: str, algorithm: str, percentile: float) -> tuple[float, float]:
+        stats = self.tensors.get(tensor)
+        if stats is None:
+            raise TrialError(f"tensor {tensor!r} was not calibrated; calibrated are {len(self.tensors)} tensors")
+        ranges = stats.batch_ranges()
+        if not np.isfinite(ranges).any():
+            return 0.0, 0.0
+        low, high = float(ranges[:, 0].min()), float(ranges[:, 1].max())
+        if algorithm == "minmax":
+            return low, high
+        if algorithm == "percentile":
+            below, above = _percentile_range(stats.histogram(), percentile)
+        elif algorithm == "kl":
+            below, above = _kl_range(stats.histogram())
+        else:
+            raise TrialError(f"unknown calibration algorithm {algorithm!r}; known: minmax, kl, percentile")
+        return max(low, below), min(high, above)
+
+
+def merge(blobs: Iterable[bytes]) -> bytes:
+    """Merge the statistics of several shards; the bytes do not depend on how the batches were sharded.
+
+    Raises:
+        TrialError: Two shards saw the same batch, or a blob is damaged.
+    """
+    out = CalibrationStatistics()
+    for blob in blobs:
+        for name, stats in CalibrationStatistics.from_bytes(blob).tensors.items():
+            if name in out.tensors:
+                out.tensors[name].merge(name, stats)
+            else:
+                out.tensors[name] = stats
+    return out.to_bytes()
+
+
+def _percentile_range(histogram: Histogram, percentile: float) -> tuple[float, float]:
+    tail = (100.0 - percentile) / 200.0 * histogram.total
+    cumulated = np.cumsum(histogram.counts)
+    first = int(np.searchsorted(cumulated, tail, side="right"))
+    last = int(np.searchsorted(cumulated, histogram.total - tail, side="left"))
+    return (first - _BINS) * histogram.width, (last + 1 - _BINS) * histogram.width
+
+
+def _kl_range(histogram: Histogram) -> tuple[float, float]:
+    """The clipping threshold whose quantized distribution has the least Kullback-Leibler divergence from the real one.
+
+    S. Migacz, "8-bit Inference with TensorRT", GTC 2017 (S7310), slides 33-38: for every threshold the outliers are
+    added to the outermost bin, the rest is quantized to the available levels and expanded again over its non-empty
+    bins. Here over 2048 bins of magnitude, 128 levels (256 where the tensor has one sign and so all levels), and the
+    threshold applies to both signs.
+    """
+    positive, negative = histogram.counts[_BINS:], histogram.counts[:_BINS][::-1]
+    levels = 128 if positive.any() and negative.any() else 256
+    magnitudes = positive + negative
+    used = int(np.flatnonzero(magnitudes)[-1]) + 1
+    factor = -(-used // _KL_BINS)
+    bins = np.add.reduceat(magnitudes[: -(-used // factor) * factor], np.arange(0, used, factor)).astype(np.float64)
+    tails = np.concatenate([np.cumsum(bins[::-1])[::-1][1:], [0.0]])
+    best, threshold = math.inf, len(bins)
+    for count in [*range(levels, len(bins), _KL_STEP), len(bins)]:
+        reference = bins[:count].copy()
+        reference[-1] += tails[count - 1]
+        edges = np.arange(min(levels, count)) * count // min(levels, count)
+        present = bins[:count] > 0
+        sums = np.add.reduceat(bins[:count], edges)
+        filled = np.maximum(np.add.reduceat(present.astype(np.float64), edges), 1.0)
+        expanded = np.repeat(sums / filled, np.diff(np.append(edges, count))) * present
+        divergence = _kl_divergence(reference, expanded)
+        if divergence < best:
+            best, threshold = divergence, count
+    limit = threshold * factor * histogram.width
+    return -limit, limit
+
+
+def _kl_divergence(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    total = candidate.sum()
+    if total == 0:
+        return math.inf
+    p, q = reference / reference.sum(), candidate / total
+    # A bin that the candidate lost altogether (only outliers fell there) would cost infinitely: smoothed.
+    q = np.where((p > 0) & (q == 0), 1e-9, q)
+    at = p > 0
+    return float((p[at] * np.log(p[at] / q[at])).sum())
+
+
+def _exponent_for(magnitude: float) -> int:
+    return max(math.frexp(magnitude)[1] - BINS_LOG2, _MIN_EXPONENT)
+
+
+def _coarsened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+    """The same counts in bins ``2**doublings`` times as wide; bins of each side keep their side of zero."""
+    if doublings == 0:
+        return counts
+    out = np.zeros_like(counts)
+    used = np.flatnonzero(counts)
+    np.add.at(out, ((used - _BINS) >> min(doublings, 62)) + _BINS, counts[used])
+    return out
+
+
+def _min_max(values: NDArray[np.float32]) -> tuple[float, float]:
+    return (float(values.min()), float(values.max())) if values.size else (math.inf, -math.inf)
+
+
+def _smallest_magnitude(large: Histogram) -> float:
+    """Lower edge of the innermost bin in use: what is known of the smallest large value."""
+    used = np.flatnonzero(large.counts) - _BINS
+    return float(np.where(used >= 0, used, -used - 1).min()) * large.width
