@@ -117,6 +117,33 @@ class TuningSpace:
         }
         return self.effective(config.with_ops(changes))
 
+    def set_group(self, config: TuningConfig, group: str, option: OpConfig) -> TuningConfig:
+        """``config`` with ``option`` for the first op of ``group`` and the nearest option for those that follow it.
+
+        The others take the option of the same mode and the same activation config where they have it, else their
+        first one of that mode, else they stay as they are.
+        """
+        return config.with_ops(self.group_changes(group, option))
+
+    def group_changes(self, group: str, option: OpConfig) -> dict[str, OpConfig]:
+        """The op configs that ``set_group`` puts in."""
+        first, *rest = self.groups[group]
+        changes = {first: option}
+        for name in rest:
+            same_mode = [other for other in self.op[name].options if other.mode == option.mode]
+            matching = [other for other in same_mode if other.activation == option.activation]
+            if same_mode:
+                changes[name] = (matching or same_mode)[0]
+        return changes
+
+    def group_options(self, group: str) -> tuple[OpConfig, ...]:
+        """Quantized options of a group: those of its first op."""
+        return tuple(option for option in self.op[self.groups[group][0]].options if option.is_quantized)
+
+    def group_type(self, group: str) -> str:
+        """Op type of a group: that of its first op."""
+        return self.op[self.groups[group][0]].op_type
+
     def quantized_groups(self, config: TuningConfig, precision: Mode = "fp32") -> tuple[str, ...]:
         """Groups that are quantized in ``config`` and may fall back to ``precision``, in graph order."""
         wanted = OpConfig(precision)

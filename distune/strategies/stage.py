@@ -27,6 +27,7 @@ class Trial:
         accuracy: ``None`` where the trial failed.
         accuracy_low, accuracy_high: Bounds after an early verdict.
         latency: ``None`` where it was not measured.
+        footprint_ratio: ``footprint_bytes`` divided by fp32's, measured on the same host.
         reason: Why it failed.
     """
 
@@ -44,6 +45,7 @@ class Trial:
     latency: Latency | None = None
     size_bytes: int | None = None
     footprint_bytes: int | None = None
+    footprint_ratio: float | None = None
     ops_executed_int8: int | None = None
     rank: int | None = None
     host: str = ""
@@ -81,6 +83,7 @@ class Stage:
         latency: Whose latency is measured before the stage is answered.
         reserve: Trials of the budget that this stage must leave to later ones.
         total: Number of candidates where it is known although ``candidates`` is lazy.
+        order: The fallback order of ops (groups) that the candidates follow; journalled as a decision.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Stage:
     latency: Literal["none", "meeting", "all"] = "meeting"
     reserve: int = 0
     total: int | None = None
+    order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,9 @@ class ProbeStage:
         config: The tuning config that it is about.
         ops: Ops (groups) to score; they are split over the workers.
         args: Further arguments of the kind.
-        split: Whether the work is divided by ``ops`` or by ``batches``.
+        split: Whether the work is divided by ``ops`` or by ``batches``. The scores are the same either way and for
+            any number of workers: batches are always averaged in their order.
+        batches: Batches that the probe looks at.
     """
 
     name: str
@@ -128,6 +134,7 @@ class ProbeStage:
     ops: tuple[str, ...] = ()
     args: Mapping[str, Any] = field(default_factory=dict)
     split: Literal["ops", "batches"] = "ops"
+    batches: int = 2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""Gets work done: joins the scheduler, the transport and the journal.
+
+Work is submitted and its outcome collected; in between, ``pump`` moves events and instructions. Every result is in the
+journal, on disk, before its outcome is handed out, and work whose result the journal already holds is not done again:
+that is the whole of resuming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
+from distune.engine.scheduler import Done, Instruction, Scheduler, Send, Task
+from distune.errors import TransportError
+from distune.journal.journal import Journal
+from distune.journal.replay import Outcome, encode_outcome, known_outcomes, request_key
+from distune.trial.messages import Broadcast, Failure, RequestBody
+
+_POLL_S = 0.5
+"""Longest sleep in one poll: how soon an interruption or a timeout is noticed when nothing arrives."""
+
+
+class Interrupted(Exception):
+    """Somebody asked the run to stop; carries the reason."""
+
+
+@dataclass
+class Busy:
+    """Seconds that workers spent on each kind of work, for the result's ``timing``."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Count ``seconds`` of ``kind``."""
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+
+    @property
+    def total(self) -> float:
+        """All kinds together."""
+        return sum(self.seconds.values())
+
+
+class Dispatcher:
+    """See the module's description.
+
+    Args:
+        transport: Already connected.
+        run: Identity of the run.
+        on_event: Told of every event after it was handled, e.g. to warn of a lost worker.
+    """
+
+    def __init__(self, transport: Transport, run: str = "", on_event: Callable[[Event], None] = lambda event: None):
+        self._transport = transport
+        self._scheduler = Scheduler(transport.workers, run)
+        self._on_event = on_event
+        self._journal: Journal | None = None
+        self._known: dict[str, Outcome] = {}
+        self._keys: dict[int, str] = {}
+        self._open: dict[str, int] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        self._next_id = 1
+        self._hosts = {worker.rank: worker.host for worker in transport.workers}
+        self.busy = Busy()
+        self.interruption: str | None = None
+        self.offset_s = 0.0
+
+    def use(self, journal: Journal) -> None:
+        """Keep results in ``journal`` from now on, and answer from those that it holds."""
+        self._journal = journal
+        self._known = known_outcomes(journal)
+        self.offset_s = max((outcome.end_s for outcome in self._known.values()), default=0.0)
+
+    @property
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Workers that are alive."""
+        return self._scheduler.workers
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """Why each lost worker was lost, by rank."""
+        return self._scheduler.lost
+
+    @property
+    def active(self) -> dict[int, Task]:
+        """What each busy worker does."""
+        return self._scheduler.busy
+
+    def now(self) -> float:
+        """Seconds of this run, those before a resume included."""
+        return self._transport.now() + self.offset_s
+
+    def knows(self, body: RequestBody) -> bool:
+        """Whether the journal holds the answer."""
+        return request_key(body) in self._known
+
+    def submit(
+        self, body: RequestBody, *, priority: int = 0, exclusive: bool = False, rank: int | None = None
+    ) -> int:
+        """Have ``body`` done; returns the task's id. Work that is under way already is not begun again."""
+        key = request_key(body)
+        if key and key in self._open:
+            return self._open[key]
+        task = Task(self._next_id, body, priority, exclusive, rank)
+        self._next_id += 1
+        known = self._known.get(key) if key else None
+        if known is not None:
+            self._outcomes[task.id] = known
+        else:
+            if key:
+                self._keys[task.id] = key
+                self._open[key] = task.id
+            self._carry_out(self._scheduler.submit(task))
+        return task.id
+
+    def broadcast(self, message: Broadcast) -> None:
+        """Hand ``message`` to every worker, before anything that is submitted from now on."""
+        for worker in self._scheduler.workers:
+            self._transport.send(worker.rank, message)
+
+    def take(self, task_id: int) -> Outcome | None:
+        """The outcome of a task, once; ``None`` while it is open."""
+        return self._outcomes.pop(task_id, None)
+
+    def drop(self, task_ids: Iterable[int]) -> None:
+        """Forget tasks: those that have not gone out are not done, the others' results are kept for later."""
+        running = {task.id for task in self._scheduler.busy.values()}
+        waiting = [task_id for task_id in task_ids if task_id not in running]
+        for task_id in waiting:
+            self._outcomes.pop(task_id, None)
+            key = self._keys.pop(task_id, None)
+            if key is not None:
+                del self._open[key]
+        self._carry_out(self._scheduler.drop(waiting))
+
+    def wait(self, task_ids: Sequence[int]) -> list[Outcome]:
+        """The outcomes of ``task_ids``, in their order; pumps until all are there.
+
+        Raises:
+            Interrupted, TransportError: See ``pump``.
+        """
+        found: dict[int, Outcome] = {}
+        while True:
+            for task_id in task_ids:
+                if task_id not in found and (outcome := self.take(task_id)) is not None:
+                    found[task_id] = outcome
+            if len(found) == len(task_ids):
+                return [found[task_id] for task_id in task_ids]
+            self.pump()
+
+    def pump(self, timeout: float = _POLL_S) -> None:
+        """Wait up to ``timeout`` seconds for events and handle all that there are.
+
+        Raises:
+            Interrupted: ``interruption`` was set.
+            TransportError: No worker is left.
+        """
+        if self.interruption is not None:
+            raise Interrupted(self.interruption)
+        if not self._scheduler.workers:
+            raise TransportError("no worker is left; run the same command again to resume")
+        events = self._transport.poll(timeout)
+        done: list[Done] = []
+        for event in events:
+            instructions = self._scheduler.on_event(event)
+            done += [instruction for instruction in instructions if isinstance(instruction, Done)]
+            self._carry_out(instructions)
+            if isinstance(event, WorkerLost | ResultArrived):
+                self._on_event(event)
+        self._settle(done)
+
+    def _settle(self, done: Sequence[Done]) -> None:
+        """Journal what was done, in one commit, and only then hand it out."""
+        outcomes: dict[int, Outcome] = {}
+        for item in done:
+            result = item.result
+            outcome = Outcome(
+                result.body,
+                result.rank,
+                self._hosts.get(result.rank, ""),
+                result.start_s + self.offset_s,
+                result.end_s + self.offset_s,
+                self._scheduler.attempts(item.task.id),
+            )
+            outcomes[item.task.id] = outcome
+            self.busy.add(type(item.task.body).__name__, result.end_s - result.start_s)
+            key = self._keys.pop(item.task.id, "")
+            self._open.pop(key, None)
+            lost = isinstance(result.body, Failure) and result.body.kind == "lost"
+            if key and not lost and self._journal is not None:
+                self._journal.append("result", encode_outcome(key, outcome))
+                self._known[key] = outcome
+        if outcomes and self._journal is not None:
+            self._journal.commit()
+        self._outcomes.update(outcomes)
+
+    def _carry_out(self, instructions: Iterable[Instruction]) -> None:
+        for instruction in instructions:
+            if isinstance(instruction, Send):
+                self._transport.send(instruction.rank, instruction.request)

@@ -1,0 +1,271 @@
+"""Who works on what: a pure state machine.
+
+Events go in (a task is submitted, a result arrives, a worker joins or is lost), instructions come out (send, hold,
+release). It has no clock, no transport and no file of its own, so it runs unchanged under MPI, in one process, in the
+simulator and under property tests.
+
+A task is *open* until it has one outcome. Tasks go out by priority, then in order of submission. An exclusive task
+(a latency measurement) waits until its host is quiet: neighbours finish what they do and get nothing new until it is
+over. A worker that is lost gives its task back; a task whose child process died is tried once more and then reported
+as failed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from distune.distributed.transport import Event, ResultArrived, WorkerInfo, WorkerLost
+from distune.trial.messages import Failure, Request, RequestBody, Result
+
+STRIKES = 2
+"""Children that one task may cost before it is reported as failed."""
+
+_STRIKING = ("crash", "deadline", "memory")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work that the master wants done once.
+
+    Attributes:
+        id: Unique in the run; becomes the request's id.
+        priority: Smaller goes first.
+        exclusive: Needs a quiet host.
+        rank: Only this worker may do it; ``None`` means any.
+    """
+
+    id: int
+    body: RequestBody
+    priority: int = 0
+    exclusive: bool = False
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Send:
+    """Hand ``request`` to worker ``rank``."""
+
+    rank: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A quiet window is wanted on ``host``."""
+
+    host: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """The quiet window of ``host`` is over."""
+
+    host: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task has its outcome: the last result, and how many attempts it took."""
+
+    task: Task
+    result: Result
+
+
+Instruction = Send | Hold | Release | Done
+
+
+@dataclass
+class _Worker:
+    info: WorkerInfo
+    task: Task | None = None
+
+
+@dataclass(order=True)
+class _Queued:
+    priority: int
+    id: int
+    task: Task = field(compare=False)
+
+
+class Scheduler:
+    """See the module's description.
+
+    Args:
+        workers: The workers that are there at the start.
+        run: Identity of the run; results of another one are ignored.
+    """
+
+    def __init__(self, workers: Iterable[WorkerInfo], run: str = "") -> None:
+        self._run = run
+        self._workers = {info.rank: _Worker(info) for info in workers}
+        self._queue: list[_Queued] = []
+        self._exclusive: list[_Queued] = []
+        self._attempts: dict[int, int] = {}
+        self._strikes: dict[int, int] = {}
+        self._quiet: dict[str, Task] = {}
+        self.lost: dict[int, str] = {}
+
+    @property
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Workers that are alive, by rank."""
+        return tuple(self._workers[rank].info for rank in sorted(self._workers))
+
+    @property
+    def busy(self) -> dict[int, Task]:
+        """What each busy worker does, by rank."""
+        return {rank: worker.task for rank, worker in sorted(self._workers.items()) if worker.task is not None}
+
+    def attempts(self, task_id: int) -> int:
+        """How often a task was handed out."""
+        return self._attempts.get(task_id, 0)
+
+    def submit(self, task: Task) -> list[Instruction]:
+        """A new task; it may go out at once."""
+        self._enqueue(task)
+        return self._dispatch()
+
+    def drop(self, task_ids: Iterable[int]) -> list[Instruction]:
+        """Forget tasks that have not gone out. Those that are being worked on end as usual."""
+        unwanted = set(task_ids)
+        self._withdraw(lambda task: task.id in unwanted)
+        return [*self._close_windows(), *self._dispatch()]
+
+    def on_event(self, event: Event) -> list[Instruction]:
+        """What follows from an event of the transport."""
+        if isinstance(event, ResultArrived):
+            return self._on_result(event.result)
+        return self._on_lost(event)
+
+    def _on_result(self, result: Result) -> list[Instruction]:
+        worker = self._workers.get(result.rank)
+        task = worker.task if worker is not None else None
+        if worker is None or task is None or task.id != result.request_id or result.run != self._run:
+            return []  # late, doubled, or of a run before this one
+        if result.attempt != self._attempts[task.id]:
+            return []
+        worker.task = None
+        out: list[Instruction] = []
+        strikes = isinstance(result.body, Failure) and result.body.kind in _STRIKING
+        if strikes:
+            self._strikes[task.id] = self._strikes.get(task.id, 0) + 1
+        if strikes and self._strikes[task.id] < STRIKES:
+            self._enqueue(task)
+        else:
+            out.append(Done(task, result))
+        return [*out, *self._close_windows(), *self._dispatch()]
+
+    def _on_lost(self, event: WorkerLost) -> list[Instruction]:
+        worker = self._workers.pop(event.rank, None)
+        if worker is None:
+            return []
+        self.lost[event.rank] = event.reason
+        out: list[Instruction] = []
+        if worker.task is not None:
+            if worker.task.rank is None:
+                self._enqueue(worker.task)
+            else:
+                out.append(self._failed(worker.task, event.rank, event.reason))
+        for entry in self._withdraw(lambda task: task.rank == event.rank):
+            out.append(self._failed(entry.task, event.rank, event.reason))
+        if not self._ranks_of(worker.info.host) and self._quiet.pop(worker.info.host, None) is not None:
+            out.append(Release(worker.info.host))
+        return [*out, *self._close_windows(), *self._dispatch()]
+
+    def _failed(self, task: Task, rank: int, reason: str) -> Done:
+        body = Failure("lost", f"worker {rank} was lost: {reason}")
+        return Done(task, Result(task.id, self._attempts.get(task.id, 0), rank, body, self._run))
+
+    def _enqueue(self, task: Task) -> None:
+        heapq.heappush(self._exclusive if task.exclusive else self._queue, _Queued(task.priority, task.id, task))
+
+    def _withdraw(self, unwanted: Callable[[Task], bool]) -> list[_Queued]:
+        """Take tasks out of both queues."""
+        taken = [entry for entry in (*self._queue, *self._exclusive) if unwanted(entry.task)]
+        self._queue = [entry for entry in self._queue if not unwanted(entry.task)]
+        self._exclusive = [entry for entry in self._exclusive if not unwanted(entry.task)]
+        heapq.heapify(self._queue)
+        heapq.heapify(self._exclusive)
+        return taken
+
+    def _close_windows(self) -> list[Instruction]:
+        """Release hosts whose exclusive task is over or gone."""
+        waiting = {entry.id for entry in self._exclusive}
+        running = {worker.task.id for worker in self._workers.values() if worker.task is not None}
+        out: list[Instruction] = []
+        for host, task in list(self._quiet.items()):
+            if task.id not in waiting and task.id not in running:
+                del self._quiet[host]
+                out.append(Release(host))
+        return out
+
+    def _dispatch(self) -> list[Instruction]:
+        out = self._open_windows()
+        for worker in self._idle():
+            if not self._queue:
+                break
+            if worker.info.host in self._quiet:
+                continue
+            task = self._next_for(worker)
+            if task is not None:
+                out.append(self._hand(worker, task))
+        return out
+
+    def _open_windows(self) -> list[Instruction]:
+        """Give every waiting exclusive task a host, and start it where the host has become quiet."""
+        out: list[Instruction] = []
+        waiting = sorted(self._exclusive)
+        placed = {task.id for task in self._quiet.values()}
+        for entry in waiting:
+            if entry.id in placed:
+                continue
+            host = self._host_for(entry.task)
+            if host is not None:
+                self._quiet[host] = entry.task
+                out.append(Hold(host))
+        for host, task in self._quiet.items():
+            here = [worker for worker in self._workers.values() if worker.info.host == host]
+            if any(worker.task is not None for worker in here):
+                continue
+            able = [worker for worker in here if task.rank in (None, worker.info.rank)]
+            if able and any(entry.id == task.id for entry in self._exclusive):
+                self._exclusive = [entry for entry in self._exclusive if entry.id != task.id]
+                heapq.heapify(self._exclusive)
+                out.append(self._hand(min(able, key=lambda worker: worker.info.rank), task))
+        return out
+
+    def _host_for(self, task: Task) -> str | None:
+        """The host without a quiet window that has the fewest busy workers; the lowest rank decides between equals."""
+        loads: dict[str, tuple[int, int]] = {}
+        for rank, worker in sorted(self._workers.items()):
+            host = worker.info.host
+            if host in self._quiet or task.rank not in (None, *self._ranks_of(host)):
+                continue
+            load, first = loads.get(host, (0, rank))
+            loads[host] = (load + (worker.task is not None), first)
+        return min(loads, key=lambda host: loads[host], default=None)
+
+    def _ranks_of(self, host: str) -> Sequence[int]:
+        return [rank for rank, worker in self._workers.items() if worker.info.host == host]
+
+    def _idle(self) -> list[_Worker]:
+        return [worker for _, worker in sorted(self._workers.items()) if worker.task is None]
+
+    def _next_for(self, worker: _Worker) -> Task | None:
+        kept: list[_Queued] = []
+        found: Task | None = None
+        while self._queue and found is None:
+            entry = heapq.heappop(self._queue)
+            if entry.task.rank in (None, worker.info.rank):
+                found = entry.task
+            else:
+                kept.append(entry)
+        for entry in kept:
+            heapq.heappush(self._queue, entry)
+        return found
+
+    def _hand(self, worker: _Worker, task: Task) -> Send:
+        worker.task = task
+        self._attempts[task.id] = self._attempts.get(task.id, 0) + 1
+        return Send(worker.info.rank, Request(task.id, task.body, self._attempts[task.id], self._run))

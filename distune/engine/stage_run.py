@@ -1,0 +1,167 @@
+"""Decides one stage, in candidate order, whatever order the answers arrive in.
+
+``StageRun`` is pure: it says which configs it wants judged, takes outcomes, and gives the decisions that follow. Work
+that ran ahead of a decision is either used when its turn comes or never looked at, so the decisions are the same for
+one worker and for a hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from distune.engine.book import TrialBook
+from distune.evaluation.criterion import better
+from distune.strategies.stage import Candidate, Stage, StageResult, Trial
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One candidate's turn has come.
+
+    Attributes:
+        index: Position in the stage, from 0.
+        trial: The judged trial; carries this candidate's label.
+        again: It was judged before, in this stage or an earlier one: no trial and no budget was used.
+    """
+
+    index: int
+    trial: Trial
+    again: bool
+
+
+class StageRun:
+    """The state of one stage.
+
+    Args:
+        stage: What the strategy asked for.
+        book: The run's trials; decisions are entered here.
+        stop_at_first: A candidate that meets ends the run (``timeout: 0``). Otherwise only stages that look for the
+            shortest prefix end with the first that meets.
+    """
+
+    def __init__(self, stage: Stage, book: TrialBook, stop_at_first: bool) -> None:
+        self.stage = stage
+        self._book = book
+        self._ends_at_first = stage.exit == "first" and (stop_at_first or stage.use == "prefix")
+        self._source: Iterator[Candidate] | None = (
+            candidate if isinstance(candidate, Candidate) else Candidate(candidate) for candidate in stage.candidates
+        )
+        self._candidates: list[Candidate] = []
+        self._outcomes: dict[str, Trial] = {}
+        self._asked: set[str] = set()
+        self._decided: list[Trial] = []
+        self._met: Trial | None = None
+        self._over = False
+        self._out_of_budget = False
+
+    @property
+    def ended(self) -> bool:
+        """No further candidate will be decided."""
+        return self._over
+
+    @property
+    def out_of_budget(self) -> bool:
+        """The stage ended because the budget allows no further trial."""
+        return self._out_of_budget
+
+    @property
+    def position(self) -> int:
+        """Candidates decided so far."""
+        return len(self._decided)
+
+    def want(self, ahead: int) -> list[Candidate]:
+        """Candidates that need judging now, in order: at most ``ahead`` of them may be open at once.
+
+        Never more than the budget could use. Each is named once.
+        """
+        wanted: list[Candidate] = []
+        new: set[str] = set()
+        index = self.position
+        allowed = self._book.remaining - self.stage.reserve
+        while not self._over and len(new) < min(ahead, allowed):
+            candidate = self._candidate(index)
+            if candidate is None:
+                break
+            index += 1
+            config_hash = candidate.config.hash
+            if config_hash in new or self._book.find(config_hash) is not None:
+                continue
+            new.add(config_hash)
+            if config_hash not in self._asked:
+                self._asked.add(config_hash)
+                wanted.append(candidate)
+        return wanted
+
+    def take(self, trial: Trial) -> None:
+        """An outcome has arrived. ``trial.id`` is not looked at; the book gives it."""
+        self._outcomes[trial.config.hash] = trial
+
+    def decide(self) -> list[Decision]:
+        """The decisions that can be taken now, in candidate order."""
+        decisions: list[Decision] = []
+        while not self._over:
+            candidate = self._candidate(self.position)
+            if candidate is None:
+                self._over = True
+                break
+            decision = self._decide_one(candidate)
+            if decision is None:
+                break
+            decisions.append(decision)
+            if decision.trial.met and self._met is None:
+                self._met = decision.trial
+            if decision.trial.met and self._ends_at_first:
+                self._over = True
+        return decisions
+
+    def _decide_one(self, candidate: Candidate) -> Decision | None:
+        config_hash = candidate.config.hash
+        known = self._book.find(config_hash)
+        if known is not None:
+            trial, again = _labelled(known, candidate), True
+        elif self._book.remaining <= self.stage.reserve:
+            self._over = self._out_of_budget = True
+            return None
+        elif config_hash in self._outcomes:
+            trial, again = self._book.add(_labelled(self._outcomes.pop(config_hash), candidate)), False
+        else:
+            return None
+        self._decided.append(trial)
+        return Decision(self.position - 1, trial, again)
+
+    def stop(self) -> None:
+        """End the stage now: what is not decided will not be."""
+        self._over = True
+
+    def result(self, finished: bool) -> StageResult:
+        """The answer to the strategy, with what was measured of the trials meanwhile."""
+        trials = tuple(_refreshed(trial, self._book) for trial in self._decided)
+        best: Trial | None = None
+        for trial in trials:
+            if trial.accuracy is not None and (
+                best is None
+                or best.accuracy is None
+                or better(trial.accuracy, best.accuracy, self._book.higher_is_better)
+            ):
+                best = trial
+        met = next((trial for trial in trials if trial.met), None)
+        return StageResult(trials, met, best, finished)
+
+    def _candidate(self, index: int) -> Candidate | None:
+        while self._source is not None and len(self._candidates) <= index:
+            following = next(self._source, None)
+            if following is None:
+                self._source = None
+            else:
+                self._candidates.append(following)
+        return self._candidates[index] if index < len(self._candidates) else None
+
+
+def _labelled(trial: Trial, candidate: Candidate) -> Trial:
+    return trial if trial.label == candidate.label else replace(trial, label=candidate.label)
+
+
+def _refreshed(trial: Trial, book: TrialBook) -> Trial:
+    current = book.find(trial.config.hash)
+    return trial if current is None else _labelled(current, Candidate(trial.config, trial.label))

@@ -1,0 +1,118 @@
+"""The contract of a strategy.
+
+A strategy decides what is tried next. It knows the tuning space and what came of what it asked for, and nothing of
+backends, transports, ranks or their number. It asks by yielding from ``next_tune_cfg``: a tuning config, a ``Stage``
+of many, or a ``ProbeStage``; the value of the ``yield`` expression is the ``Trial``, ``StageResult`` or
+``ProbeResult`` that came of it. Yielding stages is what makes a strategy parallel.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from distune.config.job import CriterionSpec
+from distune.space.op_config import TuningConfig
+from distune.space.tuning_space import TuningSpace
+from distune.strategies.stage import ProbeResult, ProbeStage, Stage, StageResult, Trial
+
+Wanted = TuningConfig | Stage | ProbeStage
+Answer = Trial | StageResult | ProbeResult
+TuneGenerator = Generator[Wanted, Any, None]
+
+
+class TuningFinished(Exception):
+    """The run is over: raised where a strategy goes on asking after it was told so."""
+
+
+class Record(Protocol):
+    """What a strategy may know of the run so far. Everything in it is the same for any number of ranks."""
+
+    @property
+    def remaining(self) -> int:
+        """Trials that the budget still allows."""
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every judged trial, by id."""
+
+    @property
+    def baseline(self) -> float:
+        """Accuracy of the fp32 model."""
+
+    @property
+    def target(self) -> float:
+        """Accuracy that meets the criterion."""
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best accuracy so far, the earlier one among equals."""
+
+
+@dataclass(frozen=True)
+class StrategyContext:
+    """What a strategy is given.
+
+    Attributes:
+        record: The run so far, kept up to date by the engine.
+        criterion: The accuracy criterion.
+        kwargs: ``strategy_kwargs`` of the user.
+        seed: Seed of everything random.
+        stop_at_first: The first trial that meets ends the run (``timeout: 0``).
+        judge: Asks the engine and waits for the answer; ``next_tune_cfg`` has the ``yield`` for that.
+        tell: Says something to the user, e.g. what was left out.
+    """
+
+    record: Record
+    criterion: CriterionSpec = CriterionSpec()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 1978
+    stop_at_first: bool = True
+    judge: Callable[[Wanted], Answer] = field(default=lambda wanted: _unbound(wanted))
+    tell: Callable[[str], None] = field(default=lambda message: None)
+
+
+def _unbound(wanted: Wanted) -> Answer:
+    raise TuningFinished("this strategy is not connected to an engine")
+
+
+class TuneStrategy(ABC):
+    """Base of all strategies.
+
+    Attributes:
+        settings: The ``strategy_kwargs`` that the strategy knows, with what each means.
+        space: The tuning space.
+        context: The rest of what it is given.
+    """
+
+    settings: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, space: TuningSpace, context: StrategyContext) -> None:
+        self.space = space
+        self.context = context
+
+    @abstractmethod
+    def next_tune_cfg(self) -> TuneGenerator:
+        """Yield what is to be judged next; the value of each ``yield`` is the answer."""
+
+    def traverse(self) -> None:
+        """Ask for what ``next_tune_cfg`` yields until it has no more to say or the run is over."""
+        generator = self.next_tune_cfg()
+        answer: Answer | None = None
+        while True:
+            try:
+                wanted = generator.send(answer)
+            except StopIteration:
+                return
+            try:
+                answer = self.context.judge(wanted)
+            except TuningFinished:
+                generator.close()
+                return
+
+    @property
+    def record(self) -> Record:
+        """The run so far."""
+        return self.context.record

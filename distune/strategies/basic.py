@@ -1,0 +1,114 @@
+"""Basic: default config, recipes, op-type-wise options, then fallback in the order of measured impact.
+
+The stages are those of the ancestor's document: 1 default, 2 all recipes, 3 op-type-wise, 4 recipes one by one,
+5.1 block-wise, 5.2 instance-wise, 5.3 accumulated fallback. Each begins with the config that scored best so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from itertools import islice
+from typing import Any, ClassVar
+
+from distune.space.op_config import Mode, TuningConfig
+from distune.strategies.base import TuneGenerator, TuneStrategy
+from distune.strategies.fallback import accumulated_stage, block_stage, impact_order, instance_stage
+from distune.strategies.op_type_wise import op_type_wise, op_type_wise_total
+from distune.strategies.registry import strategy_registry
+from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult
+
+
+@strategy_registry
+class BasicTuneStrategy(TuneStrategy):
+    """The default strategy of ``quant_level: 1``."""
+
+    settings: ClassVar = {
+        "op_type_wise_trials": "Trials of the op-type-wise stage at most (default: a quarter of the remaining budget, "
+        "16 at most); what is left out is reported.",
+    }
+
+    def next_tune_cfg(self) -> TuneGenerator:
+        for sampling_size in self.space.sampling_sizes:
+            yield from self._with_sampling_size(sampling_size)
+
+    def _with_sampling_size(self, sampling_size: int) -> TuneGenerator:
+        default = _sampled(self.space.default(), sampling_size)
+        name = "default" if sampling_size == self.space.sampling_sizes[0] else f"default, {sampling_size} samples"
+        yield Stage(name, [Candidate(default, "default")])
+        yield from self._all_recipes(default)
+        yield from self._op_type_wise(default)
+        yield from self._recipes_one_by_one()
+        for precision in self.space.precisions:
+            yield from self.fallback(precision)
+
+    def _all_recipes(self, base: TuningConfig) -> TuneGenerator:
+        if self.space.recipes:
+            applied = base.with_recipes({recipe.name: recipe.choices[-1] for recipe in self.space.recipes})
+            yield Stage("all recipes", [Candidate(self.space.effective(applied), "all recipes")])
+
+    def _op_type_wise(self, base: TuningConfig) -> TuneGenerator:
+        limit = int(self.context.kwargs.get("op_type_wise_trials", min(16, self.record.remaining // 4)))
+        found = op_type_wise_total(self.space, base, limit)
+        if found > limit:
+            self.context.tell(
+                f"op-type-wise: the {limit} most promising combinations are tried, the others are left out to keep "
+                f"trials for the fallback (strategy_kwargs: op_type_wise_trials)"
+            )
+        if found and limit:
+            yield Stage("op-type-wise", list(islice(op_type_wise(self.space, base), limit)))
+
+    def _recipes_one_by_one(self) -> TuneGenerator:
+        best = self.record.best
+        if best is None:
+            return
+        candidates = [
+            Candidate(self.space.effective(best.config.with_recipes({recipe.name: choice})), f"{recipe.name}={choice}")
+            for recipe in self.space.recipes
+            for choice in recipe.choices[1:]
+        ]
+        if candidates:
+            yield Stage("recipes one by one", candidates)
+
+    def fallback(self, precision: Mode) -> TuneGenerator:
+        """Stages 5.1 to 5.3 for one floating-point precision."""
+        best = self.record.best
+        base = best.config if best is not None else self.space.default()
+        blocks = block_stage(self.space, base, precision)
+        if blocks.candidates:
+            yield blocks
+            best = self.record.best
+            base = best.config if best is not None else base
+        groups = self.space.quantized_groups(base, precision)
+        order = yield from self.order(base, groups, precision)
+        if order:
+            yield accumulated_stage(self.space, base, order, precision, self.record.remaining)
+
+    def order(
+        self, base: TuningConfig, groups: tuple[str, ...], precision: Mode
+    ) -> Generator[Any, Any, tuple[str, ...]]:
+        """Groups by impact, found by trying each alone (stage 5.2).
+
+        Where the budget cannot pay for every group and for accumulating them afterwards, those with the largest
+        tensor error are tried and the others follow in the order of that error.
+        """
+        reserve = min(len(groups), self.record.remaining // 3)
+        affordable = self.record.remaining - reserve
+        tried = tuple(reversed(groups))
+        if len(groups) > affordable:
+            probe: ProbeResult = yield ProbeStage(
+                "tensor error of each op", "op_mse", base, groups, split="batches"
+            )
+            groups = tuple(sorted(groups, key=lambda group: -probe.scores.get(group, 0.0)))
+            tried = groups[:affordable]
+            self.context.tell(
+                f"{len(groups)} groups of ops, trials for {affordable}: those with the largest tensor error are tried "
+                f"one by one, the others follow in that order"
+            )
+        result: StageResult = yield instance_stage(self.space, base, tried, precision, reserve)
+        return impact_order(result, groups, self.context.criterion.higher_is_better)
+
+
+def _sampled(config: TuningConfig, sampling_size: int) -> TuningConfig:
+    return TuningConfig(
+        config.ops, config.recipes, sampling_size if config.needs_calibration else 0, config.parameters
+    )

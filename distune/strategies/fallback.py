@@ -1,0 +1,103 @@
+"""Fallback to floating point: block by block, group by group, and accumulated in impact order.
+
+Basic and its relatives share these stages; what differs between them is how the order of the groups is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from distune.evaluation.criterion import better
+from distune.space.op_config import Mode, TuningConfig
+from distune.space.tuning_space import TuningSpace
+from distune.strategies.stage import Candidate, Stage, StageResult
+
+
+def instance_stage(
+    space: TuningSpace, base: TuningConfig, groups: Sequence[str], precision: Mode, reserve: int = 0
+) -> Stage:
+    """One candidate a group: ``base`` with that group alone in ``precision``.
+
+    Args:
+        groups: Groups to try, in the order in which they are tried.
+        reserve: Trials to leave for the accumulated stage.
+    """
+    return Stage(
+        name=f"instance-wise fallback to {precision}",
+        candidates=[Candidate(space.fallback(base, [group], precision), group) for group in groups],
+        exit="first",
+        use="rank",
+        accuracy="exact",
+        latency="meeting",
+        reserve=reserve,
+    )
+
+
+def block_stage(space: TuningSpace, base: TuningConfig, precision: Mode) -> Stage:
+    """One candidate a detected block: ``base`` with all groups of the block in ``precision``."""
+    quantized = set(space.quantized_groups(base, precision))
+    candidates = [
+        Candidate(space.fallback(base, wanted, precision), f"block {index}")
+        for index, block in enumerate(space.blocks)
+        if (wanted := [group for group in block if group in quantized])
+    ]
+    return Stage(f"block-wise fallback to {precision}", candidates, exit="first", use="rank", accuracy="exact")
+
+
+def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: bool) -> tuple[str, ...]:
+    """Groups by what their fallback gained, the most helpful first.
+
+    A group whose trial failed or was not judged comes last. Groups of equal accuracy keep the order of ``groups``.
+
+    Args:
+        result: Answer to ``instance_stage``.
+        groups: Every group, in graph order.
+    """
+    accuracy = {trial.label: trial.accuracy for trial in result.trials if trial.accuracy is not None}
+    sign = -1.0 if higher_is_better else 1.0
+
+    def key(group: str) -> tuple[bool, float]:
+        value = accuracy.get(group)
+        return (True, 0.0) if value is None or not better(value, float("nan"), higher_is_better) else (False, sign * value)
+
+    return tuple(sorted(groups, key=key))
+
+
+def accumulated_stage(
+    space: TuningSpace, base: TuningConfig, order: Sequence[str], precision: Mode, limit: int, start: int = 2
+) -> Stage:
+    """Growing prefixes of ``order`` in ``precision``, the shortest that meets wins.
+
+    The prefix of all groups is left out: it would be the fp32 model. Where ``limit`` is below the number of prefixes,
+    evenly spaced ones are tried, so that the end of the order is reached within the budget.
+
+    Args:
+        start: Length of the shortest prefix; 2 where the groups were tried one by one before.
+    """
+    total = len(space.quantized_groups(base, precision))
+    lengths = _spaced(start, min(len(order), total - 1), limit)
+
+    def candidates() -> Iterator[Candidate]:
+        for length in lengths:
+            yield Candidate(space.fallback(base, order[:length], precision), f"{length} of {total} groups")
+
+    return Stage(
+        name=f"accumulated fallback to {precision}",
+        candidates=candidates(),
+        exit="first",
+        use="prefix",
+        total=len(lengths),
+        order=tuple(order),
+    )
+
+
+def _spaced(first: int, last: int, limit: int) -> list[int]:
+    """At most ``limit`` whole numbers from ``first`` to ``last``, both ends in, evenly spaced."""
+    count = last - first + 1
+    if count <= 0 or limit <= 0:
+        return []
+    if count <= limit:
+        return list(range(first, last + 1))
+    if limit == 1:
+        return [last]
+    return sorted({first + round(step * (count - 1) / (limit - 1)) for step in range(limit)})
