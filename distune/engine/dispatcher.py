@@ -14,8 +14,8 @@ from distune.distributed.transport import Event, ResultArrived, Transport, Worke
 from distune.engine.scheduler import Done, Instruction, Scheduler, Send, Task
 from distune.errors import TransportError
 from distune.journal.journal import Journal
-from distune.journal.replay import Outcome, encode_outcome, known_outcomes, request_key
-from distune.trial.messages import Broadcast, Failure, RequestBody
+from distune.journal.replay import JournalledBody, encode_result, known_results, request_key
+from distune.trial.messages import Broadcast, Failure, RequestBody, ResultBody
 
 _POLL_S = 0.5
 """Longest sleep in one poll: how soon an interruption or a timeout is noticed when nothing arrives."""
@@ -23,6 +23,34 @@ _POLL_S = 0.5
 
 class Interrupted(Exception):
     """Somebody asked the run to stop; carries the reason."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a piece of work.
+
+    Attributes:
+        start_s, end_s: Seconds since the run first began, those before a resume included.
+        attempts: How often it was handed out.
+    """
+
+    body: ResultBody
+    rank: int
+    host: str
+    start_s: float
+    end_s: float
+    attempts: int = 1
+
+    @property
+    def meta(self) -> dict[str, object]:
+        """What the journal keeps beside the body."""
+        return {
+            "rank": self.rank,
+            "host": self.host,
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+            "attempts": self.attempts,
+        }
 
 
 @dataclass
@@ -68,7 +96,7 @@ class Dispatcher:
     def use(self, journal: Journal) -> None:
         """Keep results in ``journal`` from now on, and answer from those that it holds."""
         self._journal = journal
-        self._known = known_outcomes(journal)
+        self._known = {key: Outcome(found.body, **found.meta) for key, found in known_results(journal).items()}
         self.offset_s = max((outcome.end_s for outcome in self._known.values()), default=0.0)
 
     @property
@@ -90,13 +118,16 @@ class Dispatcher:
         """Seconds of this run, those before a resume included."""
         return self._transport.now() + self.offset_s
 
+    @property
+    def results(self) -> int:
+        """Results that the journal holds."""
+        return len(self._known)
+
     def knows(self, body: RequestBody) -> bool:
         """Whether the journal holds the answer."""
         return request_key(body) in self._known
 
-    def submit(
-        self, body: RequestBody, *, priority: int = 0, exclusive: bool = False, rank: int | None = None
-    ) -> int:
+    def submit(self, body: RequestBody, *, priority: int = 0, exclusive: bool = False, rank: int | None = None) -> int:
         """Have ``body`` done; returns the task's id. Work that is under way already is not begun again."""
         key = request_key(body)
         if key and key in self._open:
@@ -187,8 +218,8 @@ class Dispatcher:
             key = self._keys.pop(item.task.id, "")
             self._open.pop(key, None)
             lost = isinstance(result.body, Failure) and result.body.kind == "lost"
-            if key and not lost and self._journal is not None:
-                self._journal.append("result", encode_outcome(key, outcome))
+            if key and not lost and self._journal is not None and isinstance(result.body, JournalledBody):
+                self._journal.append("result", encode_result(key, result.body, outcome.meta))
                 self._known[key] = outcome
         if outcomes and self._journal is not None:
             self._journal.commit()

@@ -1,36 +1,334 @@
-"""One run from start to result: joins strategy, scheduler, transport and journal.
+"""One run from start to end: joins strategy, scheduler, transport and journal.
 
 The tuner asks the workers what the model is, builds the tuning space, has the baseline scored, lets the strategy ask
-for stages, chooses the winner and exports it. What it decides it decides in candidate order; what it knows it has
-read from the journal or written there first.
+for stages, chooses the winner and has it exported. What it decides, it decides in candidate order; what it knows, it
+has read from the journal or written there first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 
-from distune.backends.statistics import merge
-from distune.config.job import TuningJob
-from distune.distributed.transport import Event, ResultArrived, Transport, WorkerLost
+from distune.config.job import StrategySpec, TuningJob
+from distune.distributed.transport import Event, Transport, WorkerInfo, WorkerLost
 from distune.engine import events
 from distune.engine.book import TrialBook
+from distune.engine.calibration import Calibrator
 from distune.engine.decisions import DecisionLog
 from distune.engine.dispatcher import Dispatcher, Interrupted
-from distune.engine.objective import Baseline, choose
-from distune.engine.stage_run import Decision, StageRun
-from distune.errors import DistuneError, TransportError, UsageError, UserCodeError
+from distune.engine.judging import Judging
+from distune.engine.objective import Baseline, Choice, choose
+from distune.engine.outcome import OutcomeName, RunOutcome, Timing
+from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
 from distune.evaluation.criterion import target_accuracy
-from distune.evaluation.multi_metric import all_meet
 from distune.journal.journal import Journal
-from distune.journal.replay import Outcome
 from distune.journal.signature import differences, signature
 from distune.journal.workspace import Workspace
-from distune.report.outcome import OutcomeName
-from distune.space.capability import Capability
-from distune.space.op_config import TuningConfig
 from distune.space.tuning_space import TuningSpace, build_space
-from distune.strategies.base import Answer, StrategyContext, TuningFinished, Wanted
+from distune.strategies.base import StrategyContext, TuningFinished
 from distune.strategies.registry import strategy_class
-from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial, Verdict
-from distune.trial import messages as m
+from distune.strategies.stage import Trial
+from distune.trial.messages import Accuracy, Export, Exported, Failure, Inspect, Inspection
+from distune.trial.messages import Baseline as ScoreBaseline
+
+
+class Tuner:
+    """See the module's description. Use one per run.
+
+    Args:
+        job: What to tune.
+        transport: Connected to the workers; the caller closes it.
+        workspace: Open and locked; the caller closes it.
+        listener: Follows the run.
+    """
+
+    def __init__(
+        self, job: TuningJob, transport: Transport, workspace: Workspace, listener: events.Listener | None = None
+    ) -> None:
+        self._job = job
+        self._workspace = workspace
+        self._listener = listener or events.Listener()
+        self._dispatcher = Dispatcher(transport, on_event=self._on_event)
+        self._started_workers: tuple[WorkerInfo, ...] = tuple(transport.workers)
+        self._book = TrialBook(job.exit_policy.max_trials, job.criterion.higher_is_better)
+        self._warnings: list[str] = []
+        self._skipped: list[str] = []
+        self._inspection: Inspection | None = None
+        self._space: TuningSpace | None = None
+        self._baseline: Accuracy | None = None
+        self._journal: Journal | None = None
+        self._judging: Judging | None = None
+        self._calibrator: Calibrator | None = None
+        self._startup_s = 0.0
+
+    def interrupt(self, reason: str) -> None:
+        """Stop at the next opportunity with outcome ``interrupted``; may be called from a signal handler."""
+        self._dispatcher.interruption = reason
+
+    def run(self) -> RunOutcome:
+        """Tune.
+
+        Raises:
+            UsageError: The model, the data, the user's code or the workspace is at fault and nothing was tuned.
+        """
+        self._tell(events.RunStarted(self._job, self._started_workers))
+        try:
+            self._inspect()
+            self._open_journal()
+            outcome = self._tune()
+        except Interrupted as interruption:
+            outcome = self._outcome("interrupted", failure=str(interruption))
+        except TransportError as error:
+            outcome = self._outcome("failed", failure=str(error))
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+        self._tell(events.RunEnded(outcome))
+        return outcome
+
+    # ------------------------------------------------------------------------------------------------------ phases
+
+    def _inspect(self) -> None:
+        """Let every worker load the model and look at the data; rank 0's answer counts."""
+        ids = [self._dispatcher.submit(Inspect(), rank=worker.rank) for worker in self._dispatcher.workers]
+        first, *others = self._dispatcher.wait(ids)
+        for outcome in (first, *others):
+            body = outcome.body
+            if isinstance(body, Failure):
+                _raise(body)
+            if not isinstance(body, Inspection):
+                raise TransportError(f"worker {outcome.rank} answered Inspect with {type(body).__name__}")
+            if self._inspection is None:
+                self._inspection = body
+                for warning in body.warnings:
+                    self._warn(warning)
+            else:
+                self._compare_workers(self._inspection, body, outcome.rank, outcome.host)
+        self._startup_s = self._dispatcher.now()
+
+    def _compare_workers(self, first: Inspection, other: Inspection, rank: int, host: str) -> None:
+        if other.digest != first.digest:
+            raise UsageError(
+                f"rank {rank} on {host} sees another model or other data than rank 0; every node must read the same "
+                f"files"
+            )
+        unlike = [name for name, version in first.versions.items() if other.versions.get(name) != version]
+        if unlike:
+            self._warn(f"versions differ from rank 0's: {', '.join(unlike)}; its verdicts may differ", rank, host)
+
+    def _open_journal(self) -> None:
+        assert self._inspection is not None  # set by _inspect, which ran before
+        header = signature(self._job, self._inspection.digest)
+        self._journal = Journal.open(self._workspace.journal, header)
+        for warning in self._journal.warnings:
+            self._warn(warning)
+        unlike = differences(self._journal.header, header)
+        if unlike:
+            raise WorkspaceError(
+                f"{self._workspace.path} holds the journal of another job:\n  "
+                + "\n  ".join(unlike)
+                + "\nUse another --workspace, or --fresh to start over here (the old journal is kept aside)."
+            )
+        self._dispatcher.use(self._journal)
+        self._space = build_space(
+            self._inspection.capability,
+            self._job.constraints,
+            self._job.approach,
+            self._job.recipes,
+            self._job.calibration.sampling_sizes,
+        )
+        for warning in self._space.warnings:
+            self._warn(warning)
+        self._calibrator = Calibrator(self._dispatcher, self._workspace, self._inspection.digest, self._listener)
+        self._judging = Judging(
+            self._job,
+            self._dispatcher,
+            self._calibrator,
+            self._book,
+            DecisionLog(self._journal),
+            self._listener,
+        )
+        self._tell(events.SpaceBuilt(self._space, self._dispatcher.results))
+
+    def _tune(self) -> RunOutcome:
+        assert self._space is not None  # set by _open_journal, as is the next
+        assert self._judging is not None
+        if self._job.exit_policy.performance_only or not self._job.evaluation.can_judge:
+            return self._quantize_once(self._space, self._judging)
+        self._score_baseline()
+        strategy_type = strategy_class(self._strategy())
+        context = StrategyContext(
+            record=self._book,
+            criterion=self._job.criterion,
+            kwargs=self._job.strategy.kwargs,
+            seed=self._job.seed,
+            stop_at_first=not self._job.exit_policy.timeout,
+            judge=self._judging.judge,
+            tell=self._skip,
+        )
+        with suppress(TuningFinished):  # an overridden traverse() may go on asking after the end
+            strategy_type(self._space, context).traverse()
+        return self._conclude(self._judging)
+
+    def _quantize_once(self, space: TuningSpace, judging: Judging) -> RunOutcome:
+        """No way to judge was given: the default config is quantized and exported as it is."""
+        config = space.default()
+        trial = Trial(0, "default", config, "not_judged", "default")
+        trial = self._book.add(judging.measured(trial))
+        return self._outcome("not_judged", best=trial, exported=self._export(trial))
+
+    def _score_baseline(self) -> None:
+        space, calibrator = self._space, self._calibrator
+        assert space is not None  # set by _open_journal, as is the next
+        assert calibrator is not None
+        wanted = ScoreBaseline()
+        task = self._dispatcher.submit(wanted)
+        if not self._dispatcher.knows(wanted) and space.default().needs_calibration:
+            calibrator.ensure(space.default())  # on the other ranks meanwhile
+        outcome = self._dispatcher.wait([task])[0]
+        body = outcome.body
+        if isinstance(body, Failure):
+            _raise(body, "scoring the fp32 model failed: ")
+        if not isinstance(body, Accuracy):
+            raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
+        self._baseline = body
+        self._book.baseline = body.value
+        self._book.target = target_accuracy(self._job.criterion, body.value)
+        if body.value != body.value:
+            raise UserCodeError("the fp32 model's accuracy is NaN: no quantized model can be compared with it")
+        self._tell(
+            events.BaselineKnown(
+                body.value,
+                self._book.target,
+                self._job.criterion.higher_is_better,
+                body.samples,
+                outcome.end_s - outcome.start_s,
+            )
+        )
+
+    def _conclude(self, judging: Judging) -> RunOutcome:
+        """Choose among the trials, measure what was chosen, export it."""
+        choice = self._choose()
+        if choice is None:
+            return self._outcome(self._ending(judging, met=False))
+        trial = choice.trial
+        if trial.latency is None:
+            trial = judging.measure(trial)
+        judging.decided_winner(trial, choice.tied)
+        if trial.latency is not None and trial.latency.ci_low > 1:
+            self._warn(
+                f"the best quantized model is slower than fp32 here ({trial.latency.ratio:.2f} x its latency): "
+                f"keep fp32 unless size is what counts"
+            )
+        return self._outcome(
+            self._ending(judging, met=trial.met), best=trial, exported=self._export(trial), tied=choice.tied
+        )
+
+    def _choose(self) -> Choice | None:
+        baseline = self._objective_baseline()
+        if self._book.met:
+            return choose(self._book.met, self._job.objectives, baseline)
+        best = self._book.best
+        return None if best is None else Choice(best, (best.id,))
+
+    def _ending(self, judging: Judging, met: bool) -> OutcomeName:
+        if met:
+            return "met"
+        return "budget_spent" if judging.out_of_budget else "not_met"
+
+    def _export(self, trial: Trial) -> Exported | None:
+        assert self._calibrator is not None  # set by _open_journal
+        self._calibrator.ensure(trial.config)
+        outcome = self._dispatcher.wait([self._dispatcher.submit(Export(trial.config))])[0]
+        if isinstance(outcome.body, Exported):
+            return outcome.body
+        if isinstance(outcome.body, Failure):
+            raise DistuneError(f"the chosen model could not be exported: {outcome.body.message}\n{outcome.body.detail}")
+        raise TransportError(f"worker {outcome.rank} answered Export with {type(outcome.body).__name__}")
+
+    # ----------------------------------------------------------------------------------------------------- helpers
+
+    def _strategy(self) -> StrategySpec:
+        by_level: Mapping[object, str] = {0: "conservative", "auto": "auto"}
+        name = by_level.get(self._job.quant_level)
+        return self._job.strategy if name is None else replace(self._job.strategy, name=name)
+
+    def _objective_baseline(self) -> Baseline:
+        accuracy = self._baseline.value if self._baseline is not None else float("nan")
+        size = self._inspection.size_bytes if self._inspection is not None else 1
+        return Baseline(accuracy, size, self._job.criterion.higher_is_better)
+
+    def _outcome(
+        self,
+        name: OutcomeName,
+        best: Trial | None = None,
+        exported: Exported | None = None,
+        tied: tuple[int, ...] = (),
+        failure: str = "",
+    ) -> RunOutcome:
+        judging = self._judging
+        return RunOutcome(
+            outcome=name,
+            job=self._job,
+            ranks=len(self._started_workers),
+            workers=self._started_workers,
+            lost_ranks=dict(self._dispatcher.lost),
+            inspection=self._inspection,
+            space=self._space,
+            baseline=self._baseline,
+            target=None if self._baseline is None else self._book.target,
+            best=best,
+            exported=exported,
+            trials=self._book.trials,
+            stages=() if judging is None else tuple(judging.stages),
+            fallback_order=() if judging is None else judging.fallback_order,
+            op_impact={} if judging is None else judging.op_impact,
+            tied=tied,
+            warnings=tuple(self._warnings),
+            skipped=tuple(self._skipped),
+            timing=self._timing(),
+            failure=failure,
+        )
+
+    def _timing(self) -> Timing:
+        total, busy = self._dispatcher.now(), self._dispatcher.busy
+        judging = self._judging
+        return Timing(
+            total_s=total,
+            startup_s=self._startup_s,
+            baseline_s=busy.seconds.get("Baseline", 0.0),
+            calibration_s=busy.seconds.get("Calibrate", 0.0),
+            quantize_s=0.0 if judging is None else judging.quantize_s,
+            accuracy_s=0.0 if judging is None else judging.accuracy_s,
+            inference_s=0.0 if judging is None else judging.inference_s,
+            latency_s=busy.seconds.get("MeasureLatency", 0.0),
+            idle_s=max(0.0, total * len(self._started_workers) - busy.total),
+        )
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, WorkerLost):
+            host = next((worker.host for worker in self._started_workers if worker.rank == event.rank), "")
+            self._warn(f"worker lost: {event.reason}; its work is handed out again", event.rank, host)
+        else:
+            busy, workers = len(self._dispatcher.active), len(self._dispatcher.workers)
+            self._tell(events.WorkersBusy(busy, workers, self._dispatcher.results))
+
+    def _warn(self, message: str, rank: int | None = None, host: str = "") -> None:
+        self._warnings.append(message if rank is None else f"rank {rank} on {host}: {message}")
+        self._tell(events.Warned(message, rank, host))
+
+    def _skip(self, message: str) -> None:
+        self._skipped.append(message)
+        self._tell(events.Warned(message))
+
+    def _tell(self, event: events.RunEvent) -> None:
+        self._listener.on(event)
+
+
+def _raise(failure: Failure, prefix: str = "") -> None:
+    """A failure that ends the run: the user's, or ours."""
+    if failure.kind == "user_error":
+        raise UserCodeError(f"{prefix}{failure.message}" + (f"\n{failure.detail}" if failure.detail else ""))
+    raise DistuneError(f"{prefix}{failure.message}" + (f"\n{failure.detail}" if failure.detail else ""))

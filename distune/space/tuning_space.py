@@ -72,9 +72,7 @@ class TuningSpace:
     def default(self) -> TuningConfig:
         """The first option of every op, the first sampling size, recipes as fixed or at their default."""
         return self.effective(
-            TuningConfig(
-                tuple((op.name, op.options[0]) for op in self.ops), self.fixed_recipes, self.sampling_sizes[0]
-            )
+            TuningConfig(tuple((op.name, op.options[0]) for op in self.ops), self.fixed_recipes, self.sampling_sizes[0])
         )
 
     def fp32(self) -> TuningConfig:
@@ -191,7 +189,9 @@ def build_space(
         raise SpaceError("\n".join(dict.fromkeys(problems)))
     return TuningSpace(
         ops=tuple(narrowed),
-        recipes=tuple(recipe for recipe in capability.recipes if recipe.name not in recipes and len(recipe.choices) > 1),
+        recipes=tuple(
+            recipe for recipe in capability.recipes if recipe.name not in recipes and len(recipe.choices) > 1
+        ),
         fixed_recipes=fixed,
         sampling_sizes=sampling_sizes,
         blocks=capability.blocks,

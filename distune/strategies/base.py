@@ -66,7 +66,7 @@ class StrategyContext:
     """
 
     record: Record
-    criterion: CriterionSpec = CriterionSpec()
+    criterion: CriterionSpec = field(default_factory=CriterionSpec)
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 1978
     stop_at_first: bool = True

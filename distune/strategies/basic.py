@@ -95,9 +95,7 @@ class BasicTuneStrategy(TuneStrategy):
         affordable = self.record.remaining - reserve
         tried = tuple(reversed(groups))
         if len(groups) > affordable:
-            probe: ProbeResult = yield ProbeStage(
-                "tensor error of each op", "op_mse", base, groups, split="batches"
-            )
+            probe: ProbeResult = yield ProbeStage("tensor error of each op", "op_mse", base, groups, split="batches")
             groups = tuple(sorted(groups, key=lambda group: -probe.scores.get(group, 0.0)))
             tried = groups[:affordable]
             self.context.tell(
@@ -109,6 +107,4 @@ class BasicTuneStrategy(TuneStrategy):
 
 
 def _sampled(config: TuningConfig, sampling_size: int) -> TuningConfig:
-    return TuningConfig(
-        config.ops, config.recipes, sampling_size if config.needs_calibration else 0, config.parameters
-    )
+    return TuningConfig(config.ops, config.recipes, sampling_size if config.needs_calibration else 0, config.parameters)

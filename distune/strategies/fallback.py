@@ -58,7 +58,9 @@ def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: b
 
     def key(group: str) -> tuple[bool, float]:
         value = accuracy.get(group)
-        return (True, 0.0) if value is None or not better(value, float("nan"), higher_is_better) else (False, sign * value)
+        return (
+            (True, 0.0) if value is None or not better(value, float("nan"), higher_is_better) else (False, sign * value)
+        )
 
     return tuple(sorted(groups, key=key))
 

@@ -68,7 +68,10 @@ def _choices(by_type: Mapping[str, Sequence[OpConfig]]) -> Iterator[tuple[dict[s
     kinds = list(by_type)
     for combination in product(*by_type.values()):
         choice = dict(zip(kinds, combination, strict=True))
-        yield choice, "; ".join(f"{kind}: {_words(option)}" for kind, option in choice.items() if option != default[kind])
+        yield (
+            choice,
+            "; ".join(f"{kind}: {_words(option)}" for kind, option in choice.items() if option != default[kind]),
+        )
 
 
 def _single_changes(by_type: Mapping[str, Sequence[OpConfig]]) -> list[tuple[str, str, object]]:

@@ -1,0 +1,81 @@
+"""Calibration, once per graph variant and sampling size: sharded over the workers, merged, and kept.
+
+The merged statistics do not depend on the number of shards, so they are cached in the workspace and serve a resumed
+run with another number of ranks as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from distune.backends.statistics import merge
+from distune.engine.dispatcher import Dispatcher
+from distune.engine.events import CalibrationDone, CalibrationStarted, Listener
+from distune.errors import DataError, DistuneError, UserCodeError
+from distune.journal.files import write_file
+from distune.journal.workspace import Workspace
+from distune.space.op_config import TuningConfig
+from distune.trial.messages import Calibrate, Failure, LoadStatistics, Statistics
+
+
+class Calibrator:
+    """Sees to it that every worker has the statistics that a config needs.
+
+    Args:
+        digest: Identity of model and data, so that a cache of other data is not used.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, workspace: Workspace, digest: str, listener: Listener) -> None:
+        self._dispatcher = dispatcher
+        self._workspace = workspace
+        self._digest = digest
+        self._listener = listener
+        self._loaded: set[tuple[tuple[tuple[str, Any], ...], int]] = set()
+
+    def ensure(self, config: TuningConfig, variant: tuple[tuple[str, Any], ...] = ()) -> None:
+        """Calibrate for ``config`` unless that was done already; waits until every worker will have it.
+
+        Raises:
+            DataError: There are fewer calibration samples than asked for.
+            UserCodeError: The calibration dataloader raised.
+        """
+        if not config.needs_calibration or (variant, config.sampling_size) in self._loaded:
+            return
+        cached = self._workspace.cache / self._cache_name(variant, config.sampling_size)
+        if cached.exists():
+            blob = cached.read_bytes()
+        else:
+            blob = self._collect(variant, config.sampling_size)
+            write_file(cached, blob)
+        self._dispatcher.broadcast(LoadStatistics(variant, config.sampling_size, blob))
+        self._loaded.add((variant, config.sampling_size))
+
+    def _collect(self, variant: tuple[tuple[str, Any], ...], sampling_size: int) -> bytes:
+        self._listener.on(CalibrationStarted(sampling_size))
+        start = self._dispatcher.now()
+        shards = len(self._dispatcher.workers)
+        tasks = [
+            self._dispatcher.submit(Calibrate(sampling_size, shard, shards, variant), priority=-1)
+            for shard in range(shards)
+        ]
+        blobs: list[bytes] = []
+        samples = 0
+        for outcome in self._dispatcher.wait(tasks):
+            if isinstance(outcome.body, Failure):
+                text = f"calibration failed: {outcome.body.message}\n{outcome.body.detail}".rstrip()
+                raise UserCodeError(text) if outcome.body.kind == "user_error" else DistuneError(text)
+            if not isinstance(outcome.body, Statistics):
+                raise DistuneError(f"worker {outcome.rank} answered Calibrate with {type(outcome.body).__name__}")
+            if outcome.body.samples:
+                blobs.append(outcome.body.blob)
+                samples += outcome.body.samples
+        if not samples:
+            raise DataError("the calibration dataloader gave no samples")
+        self._listener.on(CalibrationDone(samples, self._dispatcher.now() - start))
+        return merge(blobs)
+
+    def _cache_name(self, variant: tuple[tuple[str, Any], ...], sampling_size: int) -> str:
+        key = json.dumps([self._digest, variant, sampling_size])
+        return f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.bin"

@@ -1,0 +1,373 @@
+"""Answers what a strategy asks: runs stages and probes on the workers and takes their decisions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from distune.config.job import TuningJob
+from distune.engine import events
+from distune.engine.book import TrialBook
+from distune.engine.calibration import Calibrator
+from distune.engine.decisions import DecisionLog
+from distune.engine.dispatcher import Dispatcher, Outcome
+from distune.engine.outcome import StageRecord
+from distune.engine.stage_run import Decision, StageRun
+from distune.errors import TransportError
+from distune.evaluation.criterion import meets
+from distune.space.op_config import TuningConfig
+from distune.strategies.base import Answer, TuningFinished, Wanted
+from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial, Verdict
+from distune.trial.messages import (
+    Accuracy,
+    Failure,
+    Footprint,
+    Judge,
+    Latency,
+    MeasureFootprint,
+    MeasureLatency,
+    Probe,
+    ProbeAnswer,
+    StageClosed,
+)
+
+
+class Judging:
+    """See the module's description.
+
+    Attributes:
+        stages: The stages so far.
+        fallback_order: The order of groups that the last fallback stage followed.
+        op_impact: Accuracy gained by returning each group alone to floating point.
+        out_of_budget: Trials or time ran out.
+        quantize_s, accuracy_s, inference_s: Seconds of all trials, summed over the ranks.
+    """
+
+    def __init__(
+        self,
+        job: TuningJob,
+        dispatcher: Dispatcher,
+        calibrator: Calibrator,
+        book: TrialBook,
+        decisions: DecisionLog,
+        listener: events.Listener,
+    ) -> None:
+        self._job = job
+        self._dispatcher = dispatcher
+        self._calibrator = calibrator
+        self._book = book
+        self._decisions = decisions
+        self._listener = listener
+        self._stop_at_first = not job.exit_policy.timeout
+        self._finished = False
+        self.stages: list[StageRecord] = []
+        self.fallback_order: tuple[str, ...] = ()
+        self.op_impact: dict[str, float] = {}
+        self.out_of_budget = False
+        self.quantize_s = self.accuracy_s = self.inference_s = 0.0
+
+    def judge(self, wanted: Wanted) -> Answer:
+        """Have ``wanted`` done and give the answer: a ``Trial`` for a config, else a stage's or probe's result.
+
+        Raises:
+            TuningFinished: The run was over before.
+            Interrupted, TransportError: See ``Dispatcher.pump``.
+        """
+        if self._finished:
+            raise TuningFinished("the run is over")
+        if isinstance(wanted, ProbeStage):
+            return self._probe(wanted)
+        if isinstance(wanted, Stage):
+            return self._stage(wanted)
+        result = self._stage(Stage("trial", [wanted]))
+        if not result.trials:
+            raise TuningFinished("the budget is spent")
+        return result.trials[0]
+
+    # ------------------------------------------------------------------------------------------------------- stages
+
+    def _stage(self, stage: Stage) -> StageResult:
+        start = self._dispatcher.now()
+        total = _total(stage)
+        run = StageRun(stage, self._book, self._stop_at_first)
+        base = self._book.best
+        if stage.order:
+            self.fallback_order = stage.order
+            self._decisions.add(kind="order", stage=stage.name, order=stage.order)
+        self._listener.on(events.StageStarted(stage.name, total, self._book.remaining))
+        self._decide(run, total)
+        if not self._out_of_time():
+            self._measure_all(stage, run)
+        result = self._close(stage, run, base)
+        seconds = self._dispatcher.now() - start
+        self.stages.append(StageRecord.of(stage, total, run.position, seconds, result.met is not None))
+        self._listener.on(events.StageEnded(stage.name, result.met, run.position, seconds))
+        return result
+
+    def _decide(self, run: StageRun, total: int | None) -> None:
+        """Have the stage's candidates judged until it ends."""
+        tasks: dict[int, Candidate] = {}
+        while True:
+            for candidate in run.want(self._ahead(run.stage)):
+                tasks[self._submit(candidate.config)] = candidate
+            for task_id in list(tasks):
+                outcome = self._dispatcher.take(task_id)
+                if outcome is not None:
+                    run.take(self._trial(run.stage, tasks.pop(task_id), outcome))
+            decided = run.decide()
+            for decision in decided:
+                self._enter(run.stage, decision, total)
+            if decided:
+                self._decisions.commit()
+            if self._out_of_time():
+                self.out_of_budget = True
+                run.stop()
+            if run.ended:
+                break
+            if not decided:
+                self._dispatcher.pump()
+        self._dispatcher.drop(tasks)
+
+    def _ahead(self, stage: Stage) -> int:
+        """Candidates that may be open at once: enough that no worker waits for the master."""
+        workers = len(self._dispatcher.workers)
+        return 2 * workers if stage.exit == "none" or not self._stop_at_first else workers
+
+    def _submit(self, config: TuningConfig) -> int:
+        criterion = self._job.criterion
+        body = Judge(config, "exact", self._book.target, criterion.higher_is_better)
+        if not self._dispatcher.knows(body):
+            self._calibrator.ensure(config)
+        return self._dispatcher.submit(body)
+
+    def _trial(self, stage: Stage, candidate: Candidate, outcome: Outcome) -> Trial:
+        trial = Trial(
+            id=0,
+            stage=stage.name,
+            config=candidate.config,
+            verdict="failed",
+            label=candidate.label,
+            rank=outcome.rank,
+            host=outcome.host,
+            start_s=outcome.start_s,
+            end_s=outcome.end_s,
+            attempts=outcome.attempts,
+        )
+        body = outcome.body
+        if isinstance(body, Failure):
+            return replace(trial, reason=body.message)
+        if not isinstance(body, Accuracy):
+            raise TransportError(f"worker {outcome.rank} answered Judge with {type(body).__name__}")
+        self.quantize_s += body.quantize_s
+        self.accuracy_s += body.evaluate_s
+        self.inference_s += body.inference_s
+        return replace(
+            trial,
+            verdict=self._verdict(body),
+            accuracy=body.value,
+            accuracy_low=body.low,
+            accuracy_high=body.high,
+            metrics=body.metrics,
+            samples=body.samples,
+            complete=body.complete,
+            size_bytes=body.size_bytes,
+            ops_executed_int8=body.ops_executed_int8,
+            warnings=body.warnings,
+        )
+
+    def _verdict(self, body: Accuracy) -> Verdict:
+        return "met" if meets(body.value, self._book.target, self._job.criterion.higher_is_better) else "not_met"
+
+    def _enter(self, stage: Stage, decision: Decision, total: int | None) -> None:
+        trial = decision.trial
+        self._decisions.add(
+            kind="trial",
+            stage=stage.name,
+            index=decision.index,
+            label=trial.label,
+            trial=trial.id,
+            config_hash=trial.config.hash,
+            verdict=trial.verdict,
+            accuracy=trial.accuracy,
+            again=decision.again,
+        )
+        self._listener.on(events.TrialDecided(trial, decision.index, total, decision.again, self._book.best))
+
+    def _close(self, stage: Stage, run: StageRun, base: Trial | None) -> StageResult:
+        """Take the stage's own decision and tell it to every worker."""
+        if self._book.remaining == 0:
+            self.out_of_budget = True
+        self._finished = (
+            self._book.remaining == 0 or self._out_of_time() or (self._stop_at_first and bool(self._book.met))
+        )
+        result = run.result(self._finished)
+        order: tuple[str, ...] = ()
+        if stage.use == "rank":
+            order = self._rank(result, base)
+        following = self._book.best
+        base_hash = following.config.hash if following is not None else ""
+        self._decisions.add(kind="stage", stage=stage.name, judged=run.position, base=base_hash, order=order)
+        self._decisions.commit()
+        self._dispatcher.broadcast(StageClosed(stage.name, base_hash, order))
+        return result
+
+    def _rank(self, result: StageResult, base: Trial | None) -> tuple[str, ...]:
+        """Labels by impact, and the impact of each."""
+        if base is None or base.accuracy is None:
+            return ()
+        sign = 1.0 if self._job.criterion.higher_is_better else -1.0
+        gains = {
+            trial.label: sign * (trial.accuracy - base.accuracy)
+            for trial in result.trials
+            if trial.accuracy is not None
+        }
+        self.op_impact.update(gains)
+        return tuple(sorted(gains, key=lambda label: -gains[label]))
+
+    # --------------------------------------------------------------------------------------------- what is measured
+
+    def _measure_all(self, stage: Stage, run: StageRun) -> None:
+        """Measure what the stage or the objectives need to know of its trials.
+
+        Where the first success ends the run, the winner alone is measured, at the end.
+        """
+        if stage.latency == "none" or (self._stop_at_first and stage.use != "best"):
+            return
+        trials = {trial.id: trial for trial in run.result(finished=False).trials if trial.verdict != "failed"}
+        wanted = [trial for trial in trials.values() if trial.met or stage.latency == "all"]
+        for trial in self._measured_together(wanted):
+            self._book.update(trial)
+
+    def _measured_together(self, trials: list[Trial]) -> list[Trial]:
+        names = {objective.name for objective in self._job.objectives}
+        open_latency = [trial for trial in trials if trial.latency is None and "performance" in names]
+        open_footprint = [trial for trial in trials if trial.footprint_bytes is None and "footprint" in names]
+        measured = {trial.id: trial for trial in trials}
+        latency_ids = [self._submit_latency(trial.config) for trial in open_latency]
+        footprint_ids = [self._submit_footprint(trial.config) for trial in open_footprint]
+        for trial, outcome in zip(open_latency, self._dispatcher.wait(latency_ids), strict=True):
+            measured[trial.id] = self._with_latency(measured[trial.id], outcome)
+        for trial, outcome in zip(open_footprint, self._dispatcher.wait(footprint_ids), strict=True):
+            measured[trial.id] = self._with_footprint(measured[trial.id], outcome)
+        return list(measured.values())
+
+    def measured(self, trial: Trial) -> Trial:
+        """``trial`` with its latency, and its footprint where that is an objective."""
+        outcome = self._dispatcher.wait([self._submit_latency(trial.config)])[0]
+        measured = self._with_latency(trial, outcome)
+        if any(objective.name == "footprint" for objective in self._job.objectives):
+            outcome = self._dispatcher.wait([self._submit_footprint(trial.config)])[0]
+            measured = self._with_footprint(measured, outcome)
+        return measured
+
+    def measure(self, trial: Trial) -> Trial:
+        """``measured``, for a trial of the book, which is kept up to date."""
+        measured = self.measured(trial)
+        self._book.update(measured)
+        return measured
+
+    def _submit_latency(self, config: TuningConfig) -> int:
+        body = MeasureLatency(config)
+        if not self._dispatcher.knows(body):
+            self._calibrator.ensure(config)
+        return self._dispatcher.submit(body, exclusive=True)
+
+    def _submit_footprint(self, config: TuningConfig) -> int:
+        body = MeasureFootprint(config)
+        if not self._dispatcher.knows(body):
+            self._calibrator.ensure(config)
+        return self._dispatcher.submit(body)
+
+    def _with_latency(self, trial: Trial, outcome: Outcome) -> Trial:
+        if not isinstance(outcome.body, Latency):
+            self._not_measured("latency", trial, outcome)
+            return trial
+        self._listener.on(events.LatencyMeasured(trial, outcome.body))
+        return replace(trial, latency=outcome.body)
+
+    def _with_footprint(self, trial: Trial, outcome: Outcome) -> Trial:
+        body = outcome.body
+        if not isinstance(body, Footprint):
+            self._not_measured("footprint", trial, outcome)
+            return trial
+        return replace(
+            trial,
+            footprint_bytes=body.candidate_bytes,
+            footprint_ratio=body.candidate_bytes / body.baseline_bytes,
+        )
+
+    def _not_measured(self, what: str, trial: Trial, outcome: Outcome) -> None:
+        reason = outcome.body.message if isinstance(outcome.body, Failure) else "unexpected answer"
+        message = f"the {what} of trial {trial.id} could not be measured: {reason}"
+        self._listener.on(events.Warned(message, outcome.rank, outcome.host))
+
+    def decided_winner(self, trial: Trial, tied: tuple[int, ...]) -> None:
+        """Journal the choice, with the latency that decided."""
+        self._decisions.add(
+            kind="winner",
+            trial=trial.id,
+            config_hash=trial.config.hash,
+            verdict=trial.verdict,
+            accuracy=trial.accuracy,
+            tied=tied,
+            latency=None
+            if trial.latency is None
+            else [trial.latency.ratio, trial.latency.ci_low, trial.latency.ci_high],
+        )
+        self._decisions.commit()
+
+    # -------------------------------------------------------------------------------------------------------- probes
+
+    def _probe(self, stage: ProbeStage) -> ProbeResult:
+        self._listener.on(events.StageStarted(stage.name, None, self._book.remaining))
+        start = self._dispatcher.now()
+        self._calibrator.ensure(stage.config)
+        tasks = [self._dispatcher.submit(body) for body in self._probe_shards(stage)]
+        answers: list[ProbeAnswer] = []
+        for outcome in self._dispatcher.wait(tasks):
+            if isinstance(outcome.body, ProbeAnswer):
+                answers.append(outcome.body)
+            else:
+                reason = outcome.body.message if isinstance(outcome.body, Failure) else "unexpected answer"
+                self._listener.on(events.Warned(f"{stage.name}: {reason}", outcome.rank, outcome.host))
+        scores = _merged(answers)
+        order = tuple(sorted(scores, key=lambda name: -scores[name]))
+        self._decisions.add(kind="probe", stage=stage.name, config_hash=stage.config.hash, order=order)
+        self._decisions.commit()
+        self._finished = self._finished or self._out_of_time()
+        self._listener.on(events.StageEnded(stage.name, None, 0, self._dispatcher.now() - start))
+        return ProbeResult(scores, self._finished)
+
+    def _probe_shards(self, stage: ProbeStage) -> list[Probe]:
+        args = {**stage.args, "batches": stage.batches}
+        if stage.split == "batches":
+            return [
+                Probe(stage.kind, stage.config, stage.ops, args, shard, stage.batches) for shard in range(stage.batches)
+            ]
+        # A piece a worker and a half keeps all of them busy to the end although pieces take unlike time.
+        size = max(1, -(-len(stage.ops) // (len(self._dispatcher.workers) * 3 // 2 or 1)))
+        return [
+            Probe(stage.kind, stage.config, stage.ops[start : start + size], args)
+            for start in range(0, len(stage.ops), size)
+        ]
+
+    def _out_of_time(self) -> bool:
+        timeout = self._job.exit_policy.timeout
+        return timeout > 0 and self._dispatcher.now() >= timeout
+
+
+def _merged(answers: list[ProbeAnswer]) -> dict[str, float]:
+    """Scores averaged over the answers that have them, added up in the order of the shards."""
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for answer in answers:
+        for name, value in answer.scores.items():
+            sums[name] = sums.get(name, 0.0) + value
+            counts[name] = counts.get(name, 0) + 1
+    return {name: value / counts[name] for name, value in sums.items()}
+
+
+def _total(stage: Stage) -> int | None:
+    if stage.total is not None:
+        return stage.total
+    candidates = stage.candidates
+    return len(candidates) if isinstance(candidates, list | tuple) else None
