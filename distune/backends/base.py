@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -43,6 +43,8 @@ class ModelFacts:
     Attributes:
         session_options: What every session of the run is created with, judging and deployment alike.
         versions: Version of each library that decides about numbers.
+        digest: SHA-256 of the model's content, external data included; empty where the bytes of the one model file
+            say it all.
     """
 
     capability: Capability
@@ -52,6 +54,7 @@ class ModelFacts:
     session_options: Mapping[str, Any]
     versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    digest: str = ""
 
 
 class RunnableModel(ABC):
@@ -107,7 +110,14 @@ class Backend(ABC):
     Raises (constructor):
         ModelError: The model cannot be loaded or quantized; says why and what to do.
         MissingExtraError: The framework is not installed.
+
+    Attributes:
+        standalone: ``module:function`` by which a fresh process runs an exported model as a deployment would, for its
+            memory footprint: ``function(path, feed, threads)`` loads the model file and runs ``feed`` once. Its module
+            imports no more than that needs. Empty where there is none.
     """
+
+    standalone: ClassVar[str] = ""
 
     @abstractmethod
     def __init__(self, job: TuningJob) -> None: ...

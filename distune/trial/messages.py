@@ -293,11 +293,15 @@ class Failure:
             ``memory`` (the child process died or was ended) or ``lost`` (the rank is gone).
         message: One sentence, with the rank and host where it happened.
         detail: Traceback or the tail of standard error.
+        error: Class name of the exception, e.g. ``DataError``; empty where there was none.
+        usage: The user's to mend (the exception was a ``UsageError``): where it ends the run, the exit code is 2.
     """
 
     kind: FailureKind
     message: str
     detail: str = ""
+    error: str = ""
+    usage: bool = False
 
 
 ResultBody = Inspection | Accuracy | Statistics | Latency | Footprint | ProbeAnswer | Exported | Failure
