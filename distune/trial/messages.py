@@ -14,7 +14,7 @@ from typing import Any, Literal
 from distune.space.capability import Capability
 from distune.space.op_config import TuningConfig
 
-FailureKind = Literal["error", "user_error", "crash", "deadline", "memory", "lost"]
+FailureKind = Literal["error", "user_error", "crash", "deadline", "memory", "lost", "cancelled"]
 
 # ------------------------------------------------------------------------------------------------- master -> worker
 
@@ -144,12 +144,15 @@ class Request:
         id: Unique within the run; the same for every attempt.
         attempt: 1 for the first time that it is handed out.
         run: Identity of the run (epoch included), so that a late answer of another run is recognised.
+        deadline_s: Seconds of work allowed before it is given up as a ``Failure`` of kind ``deadline``; ``None`` means
+            no limit. Time in which the worker is held does not count. Kept where trials run in a child process.
     """
 
     id: int
     body: RequestBody
     attempt: int = 1
     run: str = ""
+    deadline_s: float | None = None
 
 
 # ------------------------------------------------------------------------------------------------- worker -> master
@@ -290,7 +293,8 @@ class Failure:
 
     Attributes:
         kind: ``error`` (raised in the backend), ``user_error`` (raised in the user's code), ``crash``, ``deadline``,
-            ``memory`` (the child process died or was ended) or ``lost`` (the rank is gone).
+            ``memory`` (the child process died or was ended), ``lost`` (the rank is gone) or ``cancelled`` (the master
+            asked for it).
         message: One sentence, with the rank and host where it happened.
         detail: Traceback or the tail of standard error.
         error: Class name of the exception, e.g. ``DataError``; empty where there was none.
