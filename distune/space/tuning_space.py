@@ -258,17 +258,18 @@ def _constrain(op: OpInfo, constraints: Sequence[Constraint], problems: list[str
         missing = sorted(str(value) for value in wanted - available)
         if not available - set(PRECISION_MODES):
             continue  # the op has no such tensor: the rule says nothing about it
-        if not kept:
-            if rule.scope == "model" and name != "dtype":
-                warnings.append(
-                    f"{_at(rule)}{role} {name} {_some(sorted(map(str, wanted)))} is not available for {op.op_type} "
-                    f"ops: they keep {_some(sorted(map(str, available)))}"
-                )
-                continue
-            problems.append(
-                f"{_at(rule)}{role} {name} {_some(sorted(map(str, wanted)))} leaves nothing for op {op.name!r} "
-                f"({op.op_type}), which has: {_some(sorted(map(str, available)))}"
+        if not wanted & set(PRECISION_MODES) and not any(option.is_quantized for option in kept):
+            what = (
+                f"{_at(rule)}{role} {name} {_some(sorted(map(str, wanted)))} leaves nothing for {{}}, which has: "
+                f"{_some(sorted(map(str, available - set(PRECISION_MODES))))}"
             )
+            if rule.scope != "model":
+                problems.append(what.format(f"op {op.name!r} ({op.op_type})"))
+            elif name == "dtype":
+                warnings.append(what.format(f"{op.op_type} ops") + "; they stay in floating point")
+                options = kept
+            else:
+                warnings.append(what.format(f"{op.op_type} ops") + "; the rule was dropped there")
             continue
         if missing:
             warnings.append(

@@ -1,0 +1,48 @@
+"""What the verbs share about the configuration file: its arguments and how it is read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from distune.config.known import KnownNames
+from distune.config.load import LoadedConfig, load_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The file and what overrides it."""
+    parser.add_argument("config", type=Path, metavar="cfg.yaml", help="the configuration file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="override a key, e.g. tuning.strategy.name=mse; may be given several times",
+    )
+
+
+def known_names() -> KnownNames:
+    """Every registered name that a configuration may use."""
+    from distune.data.registry import datasets, transforms
+    from distune.metrics.registry import metrics
+    from distune.strategies.registry import strategies
+
+    return KnownNames(
+        strategies={name: frozenset(cls.settings) for name, cls in strategies().items()},
+        datasets=datasets(),
+        transforms=transforms(),
+        metrics=metrics(),
+    )
+
+
+def read(arguments: argparse.Namespace) -> LoadedConfig:
+    """Load and validate the file; its warnings go to standard error.
+
+    Raises:
+        ConfigError: Lists every problem.
+    """
+    loaded = load_config(arguments.config, arguments.set, known_names())
+    for warning in loaded.warnings:
+        print(f"distune: warning: {warning}", file=sys.stderr)
+    return loaded

@@ -1,0 +1,131 @@
+"""The scheduler hands every task out until it has one outcome, keeps hosts quiet for latency, and survives losses."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distune.distributed.transport import ResultArrived, WorkerInfo, WorkerLost
+from distune.engine.scheduler import Done, Hold, Instruction, Release, Scheduler, Send, Task
+from distune.space.op_config import TuningConfig
+from distune.trial.messages import Baseline, Failure, MeasureLatency, ProbeAnswer, Result
+
+ANSWER = ProbeAnswer({})
+
+
+def workers(hosts: str) -> list[WorkerInfo]:
+    return [WorkerInfo(rank, host) for rank, host in enumerate(hosts)]
+
+
+def task(number: int, **kind: object) -> Task:
+    body = MeasureLatency(TuningConfig(())) if kind.get("exclusive") else Baseline()
+    return Task(number, body, **kind)  # type: ignore[arg-type]
+
+
+def sends(instructions: list[Instruction]) -> dict[int, int]:
+    return {i.rank: i.request.id for i in instructions if isinstance(i, Send)}
+
+
+def answer(scheduler: Scheduler, rank: int, number: int, attempt: int = 1, body: object = ANSWER) -> list[Instruction]:
+    return scheduler.on_event(ResultArrived(Result(number, attempt, rank, body)))  # type: ignore[arg-type]
+
+
+def test_tasks_go_out_by_priority_then_in_order() -> None:
+    scheduler = Scheduler(workers("a"))
+    assert sends(scheduler.submit(task(1))) == {0: 1}
+    scheduler.submit(task(2))
+    scheduler.submit(task(3, priority=-1))
+    assert sends(answer(scheduler, 0, 1)) == {0: 3}
+    assert sends(answer(scheduler, 0, 3)) == {0: 2}
+
+
+def test_a_task_for_one_rank_waits_for_it() -> None:
+    scheduler = Scheduler(workers("aa"))
+    scheduler.submit(task(1, rank=1))
+    assert sends(scheduler.submit(task(2, rank=1))) == {}
+    assert sends(answer(scheduler, 1, 1)) == {1: 2}
+
+
+def test_late_and_doubled_results_are_ignored() -> None:
+    scheduler = Scheduler(workers("a"))
+    scheduler.submit(task(1))
+    assert answer(scheduler, 0, 99) == []
+    assert any(isinstance(i, Done) for i in answer(scheduler, 0, 1))
+    assert answer(scheduler, 0, 1) == []
+
+
+def test_a_crashed_child_costs_a_strike_and_two_end_the_task() -> None:
+    scheduler = Scheduler(workers("ab"))
+    scheduler.submit(task(1))
+    crash = Failure("crash", "signal SIGSEGV")
+    again = answer(scheduler, 0, 1, 1, crash)
+    assert len(sends(again)) == 1
+    rank = next(iter(sends(again)))
+    final = answer(scheduler, rank, 1, 2, crash)
+    assert [i.result.body for i in final if isinstance(i, Done)] == [crash]
+
+
+def test_a_lost_worker_is_no_strike_and_its_task_is_handed_out_again() -> None:
+    scheduler = Scheduler(workers("ab"))
+    scheduler.submit(task(1))
+    again = scheduler.on_event(WorkerLost(0, "killed"))
+    assert sends(again) == {1: 1}
+    assert [w.rank for w in scheduler.workers] == [1]
+
+
+def test_latency_waits_until_the_host_is_quiet_and_the_neighbours_hold_still() -> None:
+    scheduler = Scheduler(workers("aab"))
+    for number in (1, 2, 3):
+        scheduler.submit(task(number))
+    asked = scheduler.submit(task(4, exclusive=True))
+    host = next(i.host for i in asked if isinstance(i, Hold))
+    scheduler.submit(task(5))
+    here = [rank for rank, name in enumerate("aab") if name == host]
+    for rank in here[:-1]:
+        assert sends(answer(scheduler, rank, rank + 1)) == {}
+    started = answer(scheduler, here[-1], here[-1] + 1)
+    assert 4 in sends(started).values()
+    rank = next(r for r, number in sends(started).items() if number == 4)
+    ended = answer(scheduler, rank, 4)
+    assert any(isinstance(i, Release) for i in ended)
+    assert 5 in sends(ended).values()
+
+
+@given(
+    hosts=st.text(alphabet="abc", min_size=1, max_size=6),
+    exclusive=st.lists(st.booleans(), max_size=15),
+    seed=st.integers(0, 10_000),
+)
+def test_every_task_has_exactly_one_outcome_whatever_happens(hosts: str, exclusive: list[bool], seed: int) -> None:
+    chance = random.Random(seed)
+    scheduler = Scheduler(workers(hosts))
+    running: dict[int, tuple[int, int]] = {}
+    done: list[int] = []
+
+    def take(instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            if isinstance(instruction, Send):
+                assert instruction.rank not in running, "a worker does one thing at a time"
+                running[instruction.rank] = (instruction.request.id, instruction.request.attempt)
+            elif isinstance(instruction, Done):
+                done.append(instruction.task.id)
+
+    for number, alone in enumerate(exclusive, start=1):
+        take(scheduler.submit(task(number, exclusive=alone)))
+    while running:
+        rank = chance.choice(sorted(running))
+        number, attempt = running.pop(rank)
+        fate = chance.random()
+        if fate < 0.15 and len(scheduler.workers) > 1:
+            take(scheduler.on_event(WorkerLost(rank, "chaos")))
+            continue
+        quiet = [r for r in running if hosts[r] == hosts[rank]] if exclusive[number - 1] else []
+        assert not quiet, "nobody else on the host works while latency is measured"
+        body = Failure("crash", "chaos") if fate > 0.85 else ANSWER
+        event = ResultArrived(Result(number, attempt, rank, body))
+        take(scheduler.on_event(event))
+        if chance.random() < 0.2 and rank not in running:
+            assert not any(isinstance(i, Done) for i in scheduler.on_event(event))
+    assert sorted(done) == list(range(1, len(exclusive) + 1))
