@@ -1,0 +1,174 @@
+"""Metrics of class predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distune.errors import DataError
+from distune.metrics.base import CollectingMetric, Metric, PerSampleMetric, metric_registry, one_label, one_output
+
+
+@metric_registry("topk")
+class TopK(PerSampleMetric):
+    """Share of samples whose label is among the ``k`` classes with the highest scores.
+
+    Of classes with equal scores the one with the lower id ranks first, as with ``argmax``. NaN scores are wrong.
+    Outputs [n, ..., classes], labels [n, ...].
+    """
+
+    def __init__(self, k: int = 1, compare_label: bool = True) -> None:
+        super().__init__()
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise DataError(f"topk: k must be an integer of 1 or more, not {k!r}")
+        self.k = k
+        self.compare_label = compare_label
+
+    def outcomes(self, outputs: Any, labels: Any) -> NDArray[np.float64]:
+        scores, targets = _scores_and_targets(outputs, labels, self)
+        return _mean_per_sample(_among_top(scores, targets, self.k))
+
+
+@metric_registry("Accuracy")
+class Accuracy(PerSampleMetric):
+    """Share of right predictions.
+
+    Outputs are scores [n, ..., classes] (the highest one is the prediction), predicted ids [n, ...] of an integer
+    dtype, or probabilities [n] or [n, 1] of a binary classifier (above 0.5 is class 1). Labels [n, ...].
+    """
+
+    def __init__(self, compare_label: bool = True) -> None:
+        super().__init__()
+        self.compare_label = compare_label
+
+    def outcomes(self, outputs: Any, labels: Any) -> NDArray[np.float64]:
+        predictions, targets = _predicted_classes(outputs, labels, self)
+        return _mean_per_sample(predictions == targets)
+
+
+@metric_registry("F1")
+class F1(CollectingMetric):
+    """F1 score by scikit-learn; outputs and labels as of ``Accuracy``.
+
+    Args:
+        average: ``binary``, ``micro``, ``macro``, ``weighted``; ``auto`` is binary where labels and predictions are
+            only 0 and 1, else macro.
+    """
+
+    def __init__(self, average: str = "auto", compare_label: bool = True) -> None:
+        super().__init__()
+        if average not in ("auto", "binary", "micro", "macro", "weighted"):
+            raise DataError(f"F1: average must be auto, binary, micro, macro or weighted, not {average!r}")
+        self._average = average
+        self.compare_label = compare_label
+
+    def prepare(self, outputs: Any, labels: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        predictions, targets = _predicted_classes(outputs, labels, self)
+        return predictions.reshape(-1), targets.reshape(-1)
+
+    def compute(self, predictions: NDArray[Any], labels: NDArray[Any]) -> float:
+        from sklearn.metrics import f1_score
+
+        average = self._average
+        if average == "auto":
+            average = "binary" if {*np.unique(labels), *np.unique(predictions)} <= {0, 1} else "macro"
+        return float(f1_score(labels, predictions, average=average, zero_division=0.0))
+
+
+@metric_registry("ROC", "AUC")
+class ROC(CollectingMetric):
+    """Area under the ROC curve by scikit-learn.
+
+    Outputs are scores of class 1, [n] or [n, 1], or of both classes, [n, 2]; for more classes, probabilities
+    [n, classes] that sum to 1 (one against the rest, macro mean). Labels [n].
+
+    Args:
+        task: Named in the 1.x YAML; makes no difference.
+    """
+
+    def __init__(self, task: str = "") -> None:
+        super().__init__()
+
+    def prepare(self, outputs: Any, labels: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        scores, targets = one_output(outputs, self), one_label(labels, self).reshape(-1)
+        if scores.ndim == 2 and scores.shape[1] == 2:
+            scores = scores[:, 1] - scores[:, 0]
+        if scores.ndim == 2 and scores.shape[1] == 1:
+            scores = scores[:, 0]
+        if scores.ndim > 2 or len(scores) != len(targets):
+            raise _misfit(self, scores, targets)
+        return scores, targets
+
+    def compute(self, predictions: NDArray[Any], labels: NDArray[Any]) -> float:
+        from sklearn.metrics import roc_auc_score
+
+        if not np.all(np.isfinite(predictions)):
+            return float("nan")
+        return float(roc_auc_score(labels, predictions, multi_class="ovr" if predictions.ndim == 2 else "raise"))
+
+
+def _among_top(scores: NDArray[Any], targets: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    own = np.take_along_axis(scores, targets[..., np.newaxis], axis=-1)
+    if k == 1:
+        # argmax stops at the first NaN, which is right only where the label's own score is a number.
+        best: NDArray[np.bool_] = (scores.argmax(axis=-1) == targets) & ~np.isnan(own[..., 0])
+        return best
+    tied_before = (scores == own) & (np.arange(scores.shape[-1]) < targets[..., np.newaxis])
+    ahead = np.count_nonzero((scores > own) | tied_before, axis=-1)
+    among: NDArray[np.bool_] = (ahead < k) & ~np.isnan(scores).any(axis=-1)
+    return among
+
+
+def _scores_and_targets(outputs: Any, labels: Any, metric: Metric) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    scores, targets = one_output(outputs, metric), one_label(labels, metric)
+    if scores.ndim < 2:
+        raise _misfit(metric, scores, targets)
+    return scores, _targets(targets, scores.shape[:-1], scores, metric)
+
+
+def _predicted_classes(outputs: Any, labels: Any, metric: Metric) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    found, targets = one_output(outputs, metric), one_label(labels, metric)
+    if found.dtype.kind in "iub":
+        return found.astype(np.int64), _targets(targets, found.shape, found, metric)
+    if found.ndim == 1 or (found.ndim == 2 and found.shape[1] == 1):
+        flat = found.reshape(-1)
+        if not metric.compare_label:
+            targets = targets.reshape(-1) > 0.5
+        return (flat > 0.5).astype(np.int64), _targets(targets, flat.shape, found, metric)
+    wanted = _targets(targets, found.shape[:-1], found, metric)
+    predicted = found.argmax(axis=-1)
+    undefined = np.isnan(np.take_along_axis(found, predicted[..., np.newaxis], axis=-1)[..., 0])
+    return np.where(undefined, -1, predicted), wanted
+
+
+def _targets(labels: NDArray[Any], shape: tuple[int, ...], outputs: NDArray[Any], metric: Metric) -> NDArray[np.int64]:
+    """Class ids of ``shape``; of fp32 scores, where those are the labels, the best class."""
+    if not metric.compare_label and labels.shape == outputs.shape and labels.dtype.kind == "f":
+        labels = labels.argmax(axis=-1)
+    if labels.shape != shape and labels.size == int(np.prod(shape)) and labels.shape[:1] == shape[:1]:
+        labels = labels.reshape(shape)
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)))
+    if labels.shape != shape or not whole:
+        raise _misfit(metric, outputs, labels)
+    targets = labels.astype(np.int64)
+    classes = outputs.shape[-1] if outputs.shape[:-1] == shape else None
+    if classes is not None and targets.size and not (targets.min() >= 0 and targets.max() < classes):
+        raise DataError(
+            f"{type(metric).__name__}: labels go from {targets.min()} to {targets.max()} but the model has {classes} "
+            f"classes, 0 to {classes - 1}; shift them with postprocess LabelShift"
+        )
+    return targets
+
+
+def _mean_per_sample(right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    means: NDArray[np.float64] = right.reshape(len(right), -1).mean(axis=1, dtype=np.float64)
+    return means
+
+
+def _misfit(metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> DataError:
+    return DataError(
+        f"{type(metric).__name__}: outputs {outputs.dtype}{list(outputs.shape)} and labels "
+        f"{labels.dtype}{list(labels.shape)} do not fit: {(type(metric).__doc__ or '').splitlines()[0]}"
+    )
