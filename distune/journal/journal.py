@@ -55,7 +55,7 @@ class Journal:
 
         Args:
             path: The file; its folder exists.
-            header: Plain values that describe the run. ``distune_version`` is added.
+            header: Plain values that describe the run. The record also says which distune wrote it.
 
         Raises:
             JournalError: The journal is damaged before its last line, or was written by a newer distune.
@@ -87,8 +87,13 @@ class Journal:
 
     @property
     def header(self) -> Mapping[str, Any]:
-        """Data of the header: what the run was started with."""
-        return self._records[0].data
+        """What the run was started with: the ``header`` that was given when the journal was begun."""
+        return {key: value for key, value in self._records[0].data.items() if key != "distune_version"}
+
+    @property
+    def written_by(self) -> str:
+        """Version of the distune that began the journal."""
+        return str(self._records[0].data.get("distune_version", ""))
 
     def append(self, kind: Kind, data: Mapping[str, Any]) -> Record:
         """Add a record. It is on disk after the next ``commit``, and in ``records`` at once.

@@ -48,7 +48,7 @@ _NAMES = {body: name for name, body in _TYPES.items()}
 VOLATILE = frozenset(
     {"rank", "host", "hosts", "attempt", "attempts", "start_s", "end_s", "seconds", "elapsed_s", "time"}
     | {"quantize_s", "evaluate_s", "inference_s"}
-    | {"latency", "ratio", "ci_low", "ci_high", "candidate_ms", "baseline_ms"}
+    | {"tied", "latency", "ratio", "ci_low", "ci_high", "candidate_ms", "baseline_ms"}
 )
 """Fields of a decision that clocks and the placement of work decide; two runs that decide the same may differ here."""
 
@@ -173,8 +173,16 @@ def known_scores(known: Mapping[str, Known], probe: Probe) -> dict[str, float]:
 
 
 def decisions(records: Iterable[Record]) -> list[Mapping[str, Any]]:
-    """Data of the decision records, in candidate order."""
-    return [record.data for record in records if record.kind == "decision"]
+    """Data of the decision records, in candidate order.
+
+    A resumed run takes its decisions again; where one came out differently its ``number`` is there twice, and the later
+    one counts.
+    """
+    taken: dict[Any, Mapping[str, Any]] = {}
+    for record in records:
+        if record.kind == "decision":
+            taken[record.data.get("number", f"record {record.seq}")] = record.data
+    return list(taken.values())
 
 
 def same_decisions(a: Iterable[Record], b: Iterable[Record]) -> list[str]:
