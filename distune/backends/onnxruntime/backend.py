@@ -1,0 +1,217 @@
+"""The ONNX Runtime backend: static post-training quantization of ONNX models on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
+
+from distune.backends.base import Backend, ExportedModel, Feed, InputInfo, ModelFacts, Outputs, RunnableModel
+from distune.backends.onnxruntime.calibration import calibrated_tensors, collect
+from distune.backends.onnxruntime.capability import inspect
+from distune.backends.onnxruntime.cpu import needs_reduce_range
+from distune.backends.onnxruntime.execution import Execution, executed_on_integers
+from distune.backends.onnxruntime.model import load_model
+from distune.backends.onnxruntime.preprocess import prepare
+from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
+from distune.backends.onnxruntime.qdq import Plan, Range, plan, write_qdq
+from distune.backends.onnxruntime.quantizer import WeightCache
+from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph
+from distune.backends.statistics import CalibrationStatistics
+from distune.config.job import TuningJob
+from distune.errors import TrialError
+from distune.space.op_config import FP32, TuningConfig
+
+Variant = tuple[tuple[str, Any], ...]
+
+
+class OnnxRuntimeModel(RunnableModel):
+    """A model in an ONNX Runtime session.
+
+    Args:
+        proto: The model.
+        threads: Intra-op threads.
+        quantized: Names of the weighted ops that the config quantizes.
+        warnings: For the user.
+    """
+
+    def __init__(
+        self, proto: onnx.ModelProto, threads: int, quantized: Sequence[str] = (), warnings: Sequence[str] = ()
+    ) -> None:
+        self._proto = proto
+        self._bytes = proto.SerializeToString()
+        self._quantized = tuple(quantized)
+        self._warnings = tuple(warnings)
+        try:
+            self._session = create_session(self._bytes, threads)
+        except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
+            raise TrialError(f"ONNX Runtime cannot load the quantized model: {error}") from error
+
+    def predict(self, feed: Feed) -> Outputs:
+        outputs: Outputs = self._session.run(None, dict(feed))
+        return outputs
+
+    def timed(self, feed: Feed) -> Callable[[], object]:
+        binding = self._session.io_binding()
+        for name, value in feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name)
+        run, session = self._session.run_with_iobinding, binding
+        return lambda: run(session)
+
+    @property
+    def native(self) -> onnx.ModelProto:
+        return self._proto
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._bytes)
+
+    @property
+    def ops_executed_int8(self) -> int:
+        return len(self._execution.integer)
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        return self._execution.reasons
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._warnings
+
+    @cached_property
+    def _execution(self) -> Execution:
+        if not self._quantized:
+            return Execution((), {})
+        return executed_on_integers(optimized_graph(self._bytes), self._quantized)
+
+
+class OnnxRuntimeBackend(Backend):
+    """Quantizes ONNX models statically, in QDQ form. See ``backends.base.Backend`` for the contract."""
+
+    def __init__(self, job: TuningJob) -> None:
+        self._user_model = load_model(job.model)
+        self._model = prepare(self._user_model)
+        self._capability = inspect(self._model)
+        self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
+        self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
+        self._cache: WeightCache = {}
+        self._reduce_range = needs_reduce_range()
+
+    def facts(self) -> ModelFacts:
+        inputs = {value.name: value for value in self._model.proto.graph.input}
+        return ModelFacts(
+            capability=self._capability,
+            inputs=tuple(_input_info(inputs[name]) for name in self._model.index.inputs),
+            outputs=self._model.index.outputs,
+            size_bytes=self._user_model.ByteSize(),
+            session_options=SESSION_OPTIONS,
+            versions={name: version(name) for name in ("onnx", "onnxruntime", "numpy")},
+        )
+
+    def load(self, config: TuningConfig | None, threads: int = 1) -> OnnxRuntimeModel:
+        if config is None:
+            return OnnxRuntimeModel(self._user_model, threads)
+        config = self._effective(config)
+        planned = plan(self._model, config)
+        proto = self._write(planned, self._ranges(planned, config))
+        weighted = [op.name for op in self._capability.ops if op.has_weight and config.by_name[op.name].is_quantized]
+        return OnnxRuntimeModel(proto, threads, weighted, self._remarks(planned, config))
+
+    def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
+        return collect(self._model, calibrated_tensors(self._model, self._capability), batches).to_bytes()
+
+    def set_statistics(self, variant: Variant, sampling_size: int, blob: bytes) -> None:
+        self._statistics[variant, sampling_size] = CalibrationStatistics.from_bytes(blob)
+
+    def export(self, config: TuningConfig) -> ExportedModel:
+        config = self._effective(config)
+        planned = plan(self._model, config)
+        return self._exported(planned, self._ranges(planned, config))
+
+    def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
+        planned = plan(self._model, self._effective(config))
+        ranges = {name: (float(low), float(high)) for name, (low, high) in deploy.get("ranges", {}).items()}
+        return self._exported(planned, ranges, bool(deploy.get("reduce_range", self._reduce_range)))
+
+    def probe(
+        self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
+    ) -> Mapping[str, float]:
+        groups = {op.group for op in self._capability.ops}
+        unknown = sorted(set(ops) - groups)
+        if unknown:
+            raise TrialError(f"probe {kind!r}: no group is named {unknown[0]!r}")
+        chosen = list(dict.fromkeys(op.group for op in self._capability.ops if not ops or op.group in set(ops)))
+        config = self._effective(config)
+        if kind == "op_mse":
+            return op_mse(self._model, self._capability, self._proto(config), chosen, feeds)
+        if kind == "op_sensitivity":
+            return op_sensitivity(self._capability, self._proto, config, self._model.proto, chosen, feeds, args)
+        return super().probe(kind, config, ops, feeds, args)
+
+    def close(self) -> None:
+        self._statistics.clear()
+        self._cache.clear()
+
+    def _effective(self, config: TuningConfig) -> TuningConfig:
+        """The config with what its recipes turn to fp32 in fp32."""
+        changes = {}
+        for name, value in config.recipes:
+            recipe = self._recipe_ops.get(name)
+            if recipe is None:
+                raise TrialError(f"the ONNX Runtime backend has no recipe {name!r} for this model")
+            if value != recipe.default:
+                changes.update({op: FP32 for op in recipe.fp32_ops if op in config.by_name})
+        return config.with_ops(changes) if changes else config
+
+    def _proto(self, config: TuningConfig) -> onnx.ModelProto:
+        planned = plan(self._model, config)
+        return self._write(planned, self._ranges(planned, config))
+
+    def _write(self, planned: Plan, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> onnx.ModelProto:
+        reduce_range = self._reduce_range if reduce_range is None else reduce_range
+        return write_qdq(self._model, planned, ranges, self._cache, reduce_range)
+
+    def _ranges(self, planned: Plan, config: TuningConfig) -> dict[str, Range]:
+        if not planned.activations:
+            return {}
+        statistics = self._statistics_of(config)
+        return {name: statistics.range(name, tensor.algorithm) for name, tensor in planned.activations.items()}
+
+    def _statistics_of(self, config: TuningConfig) -> CalibrationStatistics:
+        key = (self.variant(config), config.sampling_size)
+        if key not in self._statistics:
+            raise TrialError(
+                f"no calibration statistics for sampling size {config.sampling_size}; there are some for: "
+                f"{', '.join(str(size) for _, size in self._statistics) or 'none'}"
+            )
+        return self._statistics[key]
+
+    def _remarks(self, planned: Plan, config: TuningConfig) -> list[str]:
+        if not planned.activations:
+            return []
+        remarks = self._statistics_of(config).remarks()
+        return [f"tensor {name}: {remarks[name]}" for name in planned.activations if name in remarks]
+
+    def _exported(self, planned: Plan, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> ExportedModel:
+        reduce_range = self._reduce_range if reduce_range is None else reduce_range
+        proto = self._write(planned, ranges, reduce_range)
+        deploy: dict[str, Any] = {}
+        if planned.activations:
+            deploy = {
+                "ranges": {name: list(ranges[name]) for name in planned.activations},
+                "reduce_range": reduce_range,
+            }
+        return ExportedModel({"model.onnx": proto.SerializeToString(deterministic=True)}, deploy)
+
+
+def _input_info(value: onnx.ValueInfoProto) -> InputInfo:
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim)
+    return InputInfo(value.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)

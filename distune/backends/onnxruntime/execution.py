@@ -1,0 +1,72 @@
+"""Which ops ONNX Runtime really executes on integers, read from the graph that it optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+
+INTEGER_KERNELS = frozenset(
+    {
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "ConvInteger",
+        "DynamicQuantizeLSTM",
+        "QAttention",
+        "MatMulNBits",
+    }
+)
+"""Op types that multiply integers."""
+
+_INTEGER_TYPES = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the weighted ops of a quantized model run.
+
+    Attributes:
+        integer: Names of the ops that run on integers.
+        reasons: Why not, by name of an op that was quantized and does not.
+    """
+
+    integer: tuple[str, ...]
+    reasons: dict[str, str]
+
+
+def executed_on_integers(optimized: onnx.ModelProto, quantized: Iterable[str]) -> Execution:
+    """Look the ops up in the optimised graph.
+
+    Args:
+        optimized: As ``session.optimized_graph`` gives it; fused nodes keep the name of the op they stand for.
+        quantized: Names of the weighted ops that the tuning config quantizes, in graph order.
+    """
+    nodes = {node.name: node for node in optimized.graph.node}
+    made_by = {name: node for node in optimized.graph.node for name in node.output}
+    integers = {tensor.name for tensor in optimized.graph.initializer if tensor.data_type in _INTEGER_TYPES}
+    integer: list[str] = []
+    reasons: dict[str, str] = {}
+    for name in quantized:
+        node = nodes.get(name)
+        if node is None:
+            reasons[name] = "not found in the graph that ONNX Runtime executes: fused into another op"
+        elif node.op_type in INTEGER_KERNELS or (node.op_type == "Gather" and node.input[0] in integers):
+            integer.append(name)
+        else:
+            reasons[name] = _reason(node, made_by)
+    return Execution(tuple(integer), reasons)
+
+
+def _reason(node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto]) -> str:
+    dequantized = [made_by[name].op_type == "DequantizeLinear" for name in node.input if name in made_by]
+    if any(dequantized):
+        return (
+            f"ONNX Runtime has no integer {node.op_type} for this combination of types, "
+            "so it dequantizes the inputs and computes in floating point"
+        )
+    return f"runs as {node.op_type} in floating point: its inputs are not quantized"

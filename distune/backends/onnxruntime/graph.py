@@ -1,0 +1,71 @@
+"""Looking things up in an ONNX graph: who makes a tensor, who reads it, what is constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+FLOAT_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
+"""Element types that can be quantized."""
+
+
+class GraphIndex:
+    """Indexes of the top-level graph of ``model``; made anew after the graph has changed.
+
+    Attributes:
+        producer: Node that writes a tensor, by tensor name.
+        consumers: Nodes that read a tensor, by tensor name, in graph order, a node once.
+        nodes: Nodes by name.
+        initializers: Constant tensors by name.
+        inputs, outputs: Names of the graph's inputs (without initializers) and outputs, in order.
+        element_type: ``TensorProto`` element type by tensor name, where it is known.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.producer: dict[str, onnx.NodeProto] = {}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        self.nodes: dict[str, onnx.NodeProto] = {node.name: node for node in graph.node}
+        self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs: tuple[str, ...] = tuple(i.name for i in graph.input if i.name not in self.initializers)
+        self.outputs: tuple[str, ...] = tuple(o.name for o in graph.output)
+        self.element_type: dict[str, int] = {name: tensor.data_type for name, tensor in self.initializers.items()}
+        for info in (*graph.value_info, *graph.input, *graph.output):
+            self.element_type[info.name] = info.type.tensor_type.elem_type
+        for node in graph.node:
+            for name in node.output:
+                self.producer[name] = node
+            for name in dict.fromkeys(tensors_read(node)):
+                self.consumers.setdefault(name, []).append(node)
+
+    def is_constant(self, tensor: str) -> bool:
+        """The tensor is an initializer or the output of a ``Constant`` node."""
+        producer = self.producer.get(tensor)
+        return tensor in self.initializers or (producer is not None and producer.op_type == "Constant")
+
+    def is_float(self, tensor: str) -> bool:
+        """The tensor's elements are known to be of a type that can be quantized."""
+        return self.element_type.get(tensor) in FLOAT_TYPES
+
+    def only_consumer(self, tensor: str) -> onnx.NodeProto | None:
+        """The one node that reads ``tensor``; ``None`` if there are more, none, or it is an output of the graph."""
+        nodes = self.consumers.get(tensor, [])
+        return nodes[0] if len(nodes) == 1 and tensor not in self.outputs else None
+
+
+def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the tensors that a node reads, those that its subgraphs take from outside included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            made = {name for inner in graph.node for name in inner.output} | {i.name for i in graph.input}
+            made |= {tensor.name for tensor in graph.initializer}
+            for inner in graph.node:
+                yield from (name for name in tensors_read(inner) if name not in made)
+            yield from (output.name for output in graph.output if output.name not in made)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An integer attribute of a node."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)

@@ -1,0 +1,113 @@
+"""What is done to the fp32 graph once, before anything is quantized.
+
+ONNX Runtime's basic optimisations fold BatchNorm and constants and remove what has no effect (the same that its
+``quant_pre_process`` does), and shape inference gives every tensor a type. The nodes of the outcome carry the names
+that the user's model gives them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
+
+from distune.backends.onnxruntime.graph import GraphIndex
+from distune.backends.onnxruntime.session import optimized_graph
+from distune.errors import ModelError
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Op types whose second input is a weight where it is constant."""
+
+_INFERRED = ("onnx.infer", "onnxruntime.quant")
+"""Metadata by which ONNX Runtime's quantizer knows that shapes are inferred already."""
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """The graph that is calibrated and quantized.
+
+    Attributes:
+        proto: Never changed after preparation.
+        index: Its lookups.
+        user_types: Op type in the user's model of the op that a node stands for, by node name; a node that is only
+            part of what the user wrote (ONNX Runtime runs HardSwish as HardSigmoid and Mul) is recognised by it.
+    """
+
+    proto: onnx.ModelProto
+    index: GraphIndex
+    user_types: dict[str, str]
+
+
+def prepare(model: onnx.ModelProto) -> PreparedModel:
+    """Simplify ``model`` and infer shapes.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+    """
+    try:
+        prepared = optimized_graph(model.SerializeToString(), level="ORT_ENABLE_BASIC")
+    except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
+        raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
+    user_types = _restore_names(model, prepared)
+    _drop_unused_domains(prepared)
+    _restore_interface(model, prepared)
+    prepared = onnx.shape_inference.infer_shapes(prepared, data_prop=True)
+    _mark_inferred(prepared)
+    return PreparedModel(prepared, GraphIndex(prepared), user_types)
+
+
+def _restore_names(user: onnx.ModelProto, prepared: onnx.ModelProto) -> dict[str, str]:
+    """Name nodes that the optimiser made after the user's op that they replace; returns the user's op types."""
+    index = GraphIndex(user)
+    types = {node.name: node.op_type for node in user.graph.node}
+    taken = {node.name for node in prepared.graph.node if node.name in types}
+    for position, node in enumerate(prepared.graph.node):
+        if node.name in types:
+            continue
+        origin = next((_origin(index, name, node.op_type, taken) for name in node.output if name in index.producer), "")
+        name = origin or f"{node.op_type}_{position}"
+        while name in taken:
+            name += "_"
+        node.name = name
+        taken.add(name)
+        types.setdefault(name, "")
+    return types
+
+
+def _origin(index: GraphIndex, tensor: str, op_type: str, taken: set[str]) -> str:
+    """The user's op behind a new node: the weighted op of a fused chain, else the op that made the output."""
+    last = node = index.producer[tensor]
+    for _ in range(4):
+        if node.name not in taken and (node.op_type == op_type or (node.op_type in WEIGHTED and op_type in WEIGHTED)):
+            return node.name
+        previous = [index.producer[name] for name in node.input if name in index.producer]
+        if len(previous) != 1:
+            break
+        node = previous[0]
+    return last.name if last.name not in taken else ""
+
+
+def _drop_unused_domains(model: onnx.ModelProto) -> None:
+    """The optimiser imports every domain it knows; a model needs only those of its nodes."""
+    used = {node.domain for node in model.graph.node} | {function.domain for function in model.functions} | {""}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def _restore_interface(user: onnx.ModelProto, prepared: onnx.ModelProto) -> None:
+    """Keep the user's inputs and outputs (names of dimensions, documentation) and metadata as they were."""
+    constants = {tensor.name for tensor in user.graph.initializer}
+    for target, source in ((prepared.graph.input, user.graph.input), (prepared.graph.output, user.graph.output)):
+        del target[:]
+        target.extend(value for value in source if value.name not in constants)
+    del prepared.metadata_props[:]
+    prepared.metadata_props.extend(user.metadata_props)
+    prepared.producer_name = user.producer_name
+
+
+def _mark_inferred(model: onnx.ModelProto) -> None:
+    key, value = _INFERRED
+    if all(entry.key != key for entry in model.metadata_props):
+        model.metadata_props.add(key=key, value=value)

@@ -1,0 +1,234 @@
+"""The quantized graph of a tuning config, written in memory by ONNX Runtime's own quantizer.
+
+Which config a tensor gets:
+
+* a weight: that of the op that owns it (of the first such op in graph order, where several share it);
+* an activation: that of the first quantized op in graph order that reads it, else of the op that writes it. Outputs of
+  ops that only pass values on take scale and zero point of their input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import TensorData
+
+from distune.backends.onnxruntime.capability import OP_KINDS, activation_inputs, activation_outputs, weight_input
+from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex, attribute
+from distune.backends.onnxruntime.preprocess import PreparedModel
+from distune.backends.onnxruntime.quantizer import CachingQdqQuantizer, WeightCache
+from distune.errors import TrialError
+from distune.space.op_config import OpConfig, TensorConfig, TuningConfig
+
+Range = tuple[float, float]
+
+_QUANT_TYPES = {
+    "int8": QuantType.QInt8,
+    "uint8": QuantType.QUInt8,
+    "int16": QuantType.QInt16,
+    "uint16": QuantType.QUInt16,
+}
+_REQUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Op types whose fp32 weight ONNX Runtime's WeightBiasQuantization quantizes again between DQ and Q."""
+
+_LOWEST = float(np.finfo(np.float32).min)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tensors a tuning config quantizes and how.
+
+    Attributes:
+        nodes: Names of the ops that are quantized statically, in graph order.
+        activations: Config by tensor name.
+        weights: Config and channel axis (``None``: per tensor) by tensor name; constant operands of elementwise ops
+            included.
+    """
+
+    nodes: tuple[str, ...]
+    activations: Mapping[str, TensorConfig]
+    weights: Mapping[str, tuple[TensorConfig, int | None]]
+
+
+def plan(model: PreparedModel, config: TuningConfig) -> Plan:
+    """What ``config`` means for the tensors of ``model``.
+
+    Raises:
+        TrialError: An op that is to be quantized does not exist, or in a mode that this module does not write.
+    """
+    static: dict[str, OpConfig] = {}
+    for name, op in config.ops:
+        if not op.is_quantized:
+            continue
+        if name not in model.index.nodes:
+            raise TrialError(f"the model has no op {name!r}")
+        if op.mode != "static":
+            raise TrialError(f"op {name!r}: mode {op.mode!r} is not static quantization")
+        static[name] = op
+    nodes = [node for node in model.proto.graph.node if node.name in static]
+    read: dict[str, TensorConfig] = {}
+    written: dict[str, TensorConfig] = {}
+    weights: dict[str, tuple[TensorConfig, int | None]] = {}
+    for node in nodes:
+        op = static[node.name]
+        own = weight_input(model.index, node)
+        if own is not None and op.weight is not None:
+            weights.setdefault(own, (op.weight, _channel_axis(model.index, node, own, op.weight)))
+        if op.activation is None:
+            continue
+        for name in activation_inputs(model.index, node):
+            read.setdefault(name, op.activation)
+        for name in activation_outputs(model.index, node):
+            written.setdefault(name, op.activation)
+        if OP_KINDS[node.op_type] not in ("weighted", "lookup"):
+            for name in node.input:
+                if name != own and name in model.index.initializers and model.index.is_float(name):
+                    weights.setdefault(name, (op.activation, None))
+    return Plan(tuple(node.name for node in nodes), {**written, **read}, weights)
+
+
+def write_qdq(
+    model: PreparedModel,
+    planned: Plan,
+    ranges: Mapping[str, Range],
+    cache: WeightCache,
+    reduce_range: bool = False,
+) -> onnx.ModelProto:
+    """The quantized model of a plan.
+
+    Args:
+        ranges: Of every activation of the plan.
+        cache: Quantized weights of earlier calls for the same ``model``; filled as a side effect.
+        reduce_range: Keep int8 weights within 7 bits (see ``cpu.needs_reduce_range``).
+
+    Raises:
+        TrialError: A range is missing, or ONNX Runtime's quantizer refuses the graph.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    if not planned.nodes:
+        return proto
+    missing = sorted(planned.activations.keys() - ranges.keys())
+    if missing:
+        raise TrialError(f"no calibrated range for tensor {missing[0]!r} ({len(missing)} in all): calibrate the model")
+    _separate_shared_constants(proto, model.index, set(planned.nodes))
+    kept = {name for name, config in planned.activations.items() if config.scheme == "sym"}
+    try:
+        quantizer = CachingQdqQuantizer(
+            proto,
+            nodes=list(planned.nodes),
+            op_types=list(OP_KINDS),
+            ranges=_tensor_data(model, planned, ranges),
+            overrides=_overrides(planned, reduce_range),
+            keep_activation_before=kept,
+            cache=cache,
+        )
+        quantized = quantizer.write()
+    except (ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:
+        raise TrialError(f"ONNX Runtime's quantizer cannot apply the tuning config: {error}") from error
+    _keep_fallback_in_fp32(quantized, set(planned.nodes))
+    return quantized
+
+
+def _tensor_data(model: PreparedModel, planned: Plan, ranges: Mapping[str, Range]) -> dict[str, TensorData]:
+    out = {
+        name: TensorData(lowest=np.float32(ranges[name][0]), highest=np.float32(ranges[name][1]))
+        for name in planned.activations
+    }
+    for name in planned.nodes:
+        node = model.index.nodes[name]
+        if node.op_type in ("ReduceMax", "ReduceMin"):  # the integer kernel needs the input's scale on both sides
+            out[node.output[0]] = out[node.input[0]]
+    return out
+
+
+def _overrides(planned: Plan, reduce_range: bool) -> dict[str, list[dict[str, Any]]]:
+    out: dict[str, list[dict[str, Any]]] = {}
+    for name, config in planned.activations.items():
+        out[name] = [{"quant_type": _quant_type(config), "symmetric": config.scheme == "sym"}]
+    for name, (config, axis) in planned.weights.items():
+        entry: dict[str, Any] = {"quant_type": _quant_type(config), "symmetric": config.scheme == "sym"}
+        if axis is not None:
+            entry["axis"] = axis
+        if reduce_range and config.dtype == "int8":
+            entry["reduce_range"] = True
+        out[name] = [entry]
+    return out
+
+
+def _quant_type(config: TensorConfig) -> QuantType:
+    if config.dtype not in _QUANT_TYPES:
+        raise TrialError(f"static quantization has no dtype {config.dtype!r}; it has {', '.join(_QUANT_TYPES)}")
+    return _QUANT_TYPES[config.dtype]
+
+
+def _channel_axis(index: GraphIndex, node: onnx.NodeProto, weight: str, config: TensorConfig) -> int | None:
+    rank = len(index.initializers[weight].dims)
+    if config.granularity != "per_channel" or rank < 2 or weight != node.input[1]:
+        return None
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
+        return 0
+    return rank - 1
+
+
+def _separate_shared_constants(proto: onnx.ModelProto, index: GraphIndex, quantized: set[str]) -> None:
+    """Give ops that stay in fp32 their own copy of constants that a quantized op reads too."""
+    copies: set[str] = set()
+    for node in proto.graph.node:
+        if node.name in quantized:
+            continue
+        for position, name in enumerate(node.input):
+            tensor = index.initializers.get(name)
+            if tensor is None or tensor.data_type not in FLOAT_TYPES:
+                continue
+            if any(consumer.name in quantized for consumer in index.consumers[name]):
+                copy = f"{name}_fp32"
+                node.input[position] = copy
+                if copy not in copies:
+                    copies.add(copy)
+                    proto.graph.initializer.add().CopyFrom(tensor)
+                    proto.graph.initializer[-1].name = copy
+
+
+def _keep_fallback_in_fp32(proto: onnx.ModelProto, quantized: set[str]) -> None:
+    """Make ops that fell back really run in fp32, in everybody's default session.
+
+    ONNX Runtime's optimizer WeightBiasQuantization quantizes the weight of an fp32 Conv or Gemm again, per tensor, when
+    it sits between DequantizeLinear and QuantizeLinear (Relu and Clip before the latter are removed first). An
+    element-wise ``Max(x, lowest float)`` before that QuantizeLinear changes no value and is not optimised away.
+    """
+    index = GraphIndex(proto)
+    guarded: dict[str, str] = {}
+    for node in list(proto.graph.node):
+        if node.op_type not in _REQUANTIZED or node.name in quantized:
+            continue
+        source = index.producer.get(node.input[0])
+        if source is None or source.op_type != "DequantizeLinear" or node.input[1] not in index.initializers:
+            continue
+        tensor = node.output[0]
+        while (consumer := index.only_consumer(tensor)) is not None and consumer.op_type in ("Relu", "Clip"):
+            tensor = consumer.output[0]
+        readers = [c for c in index.consumers.get(tensor, ()) if c.op_type == "QuantizeLinear"]
+        if readers:
+            guarded[tensor] = f"{tensor}_fp32"
+        for reader in readers:
+            reader.input[0] = guarded[tensor]
+    if not guarded:
+        return
+    lowest = numpy_helper.from_array(np.array(_LOWEST, np.float32), "distune_lowest_float")
+    proto.graph.initializer.append(lowest)
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    for node in nodes:
+        proto.graph.node.append(node)
+        for tensor in node.output:
+            if tensor in guarded:
+                proto.graph.node.append(
+                    onnx.helper.make_node("Max", [tensor, lowest.name], [guarded[tensor]], f"{tensor}_keep_fp32")
+                )

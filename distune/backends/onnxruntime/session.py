@@ -1,0 +1,59 @@
+"""Sessions: one set of options for calibration, judging and deployment, and what ONNX Runtime makes of a graph."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+SESSION_OPTIONS: Mapping[str, Any] = {
+    "providers": ["CPUExecutionProvider"],
+    "execution_mode": "ORT_SEQUENTIAL",
+    "graph_optimization_level": "ORT_ENABLE_ALL",
+    "inter_op_num_threads": 1,
+    "session.intra_op.allow_spinning": "0",
+    "session.inter_op.allow_spinning": "0",
+}
+"""What every session is created with; the number of intra-op threads is given apart. Recorded in the result."""
+
+_QUIET = 3
+
+
+def create_session(model: bytes, threads: int = 1) -> ort.InferenceSession:
+    """A session on the bytes of a model with ``SESSION_OPTIONS`` and ``threads`` intra-op threads."""
+    return ort.InferenceSession(model, _options(threads), providers=SESSION_OPTIONS["providers"])
+
+
+def optimized_graph(
+    model: bytes, level: str = "ORT_ENABLE_ALL", disabled_optimizers: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """The graph that ONNX Runtime would execute (or, at a lower ``level``, a portable simplification of it).
+
+    ONNX Runtime can only write it to a file: it goes into a temporary folder that is gone on return.
+    """
+    options = _options(1)
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    with tempfile.TemporaryDirectory(prefix="distune-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(
+            model, options, providers=SESSION_OPTIONS["providers"], disabled_optimizers=list(disabled_optimizers)
+        )
+        return onnx.load(path)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = SESSION_OPTIONS["inter_op_num_threads"]
+    options.execution_mode = getattr(ort.ExecutionMode, SESSION_OPTIONS["execution_mode"])
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, SESSION_OPTIONS["graph_optimization_level"])
+    options.log_severity_level = _QUIET
+    for key, value in SESSION_OPTIONS.items():
+        if key.startswith("session."):
+            options.add_session_config_entry(key, value)
+    return options
