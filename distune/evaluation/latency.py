@@ -22,7 +22,7 @@ BLOCK_SECONDS = 0.002
 
 CONFIDENCE = 0.95
 
-_LOOK_CONFIDENCE = 0.98
+_LOOK_CONFIDENCE = 0.99
 """Confidence that every look but the last must reach to stop. The interval is looked at again and again and the first
 tight one is kept, which favours intervals that are tight by luck; a stricter stopping interval, and looks that become
 rarer (``_next_look``), give the coverage back."""
@@ -160,7 +160,7 @@ def overlaps(a: Interval, b: Interval) -> bool:
 
 
 def tie_set(measured: Sequence[Interval]) -> tuple[int, ...]:
-    """Indices of those whose interval overlaps the fastest one's (lowest ratio, the earlier among equals), ascending."""
+    """Indices of those whose interval overlaps the fastest one's (lowest ratio, the earlier of equals), ascending."""
     if not measured:
         return ()
     fastest = min(measured, key=lambda latency: latency.ratio)
@@ -218,7 +218,7 @@ class _Pair:
 
 
 def _next_look(look: int) -> int:
-    return look + max(4, look // 3)
+    return look + look // 2
 
 
 def _is_tight(low: float, high: float, pairs: int, target_half_width: float) -> bool:

@@ -1,0 +1,316 @@
+"""``Runner``: answers requests on a worker, from ``Inspect`` to ``Export``.
+
+It joins a backend with data and evaluation and knows nothing of ranks, transports or decisions. Whatever goes wrong
+becomes a ``Failure``: a worker that raises would take its rank along.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from distune.backends.base import Backend, Feed, InputInfo, RunnableModel, backend_class
+from distune.config.job import TuningJob
+from distune.data.loader import DataSource, open_dataloader
+from distune.errors import DataError, TrialError, UsageError, UserCodeError
+from distune.evaluation.accuracy import Evaluator
+from distune.evaluation.criterion import meets
+from distune.evaluation.feeds import first_feed, to_feed
+from distune.evaluation.footprint import peak_resident_bytes
+from distune.evaluation.latency import measure
+from distune.space.op_config import FP32, TuningConfig
+from distune.trial import messages as m
+from distune.trial.inspection import inspect
+
+_PROBE_BATCHES = 2
+
+
+class Runner:
+    """Executes requests, one at a time, in the order in which they are given.
+
+    The backend, the data and the evaluator are made when first needed and kept. Of trials only the last loaded model
+    is kept, so that measuring or exporting what was just judged does not quantize it again.
+
+    Args:
+        job: The run's job.
+        host, rank: Where this worker is, for messages.
+        threads: Intra-op threads of everything but latency and footprint.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, job: TuningJob, host: str, rank: int, threads: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._job = job
+        self._host = host
+        self._rank = rank
+        self._threads = threads
+        self._clock = clock
+        self._began = clock()
+        self._backend_: Backend | None = None
+        self._evaluator_: Evaluator | None = None
+        self._has_reference = False
+        self._evaluation_: DataSource | None = None
+        self._calibration_: DataSource | None = None
+        self._pending: list[m.LoadStatistics] = []
+        self._loaded: tuple[tuple[str, int], RunnableModel] | None = None
+
+    # ---------------------------------------------------------------------------------------------- what a worker does
+
+    def answer(self, request: m.Request) -> m.Result:
+        """Do what ``request`` asks. Never raises, but for ``KeyboardInterrupt``; times count from construction."""
+        start = self._clock() - self._began
+        body: m.ResultBody
+        try:
+            body = self._answer(request.body)
+        except (Exception, SystemExit) as error:
+            body = self._failure(error)
+        if isinstance(body, m.Failure):
+            # What the failed trial held hangs in cycles of frames and tracebacks; the next one needs the memory.
+            self._loaded = None
+            gc.collect()
+        end = self._clock() - self._began
+        return m.Result(request.id, request.attempt, self._rank, body, request.run, start, end)
+
+    def receive(self, broadcast: m.Broadcast) -> None:
+        """Take in what is sent to every worker. Statistics reach the backend with the next request that needs it."""
+        if isinstance(broadcast, m.LoadStatistics):
+            self._pending.append(broadcast)
+        elif self._loaded is not None and self._loaded[0][0] != broadcast.base:
+            self._loaded = None
+
+    def close(self) -> None:
+        """Free what is held. May be called twice."""
+        self._loaded = self._evaluator_ = self._evaluation_ = self._calibration_ = None
+        self._has_reference = False
+        backend, self._backend_ = self._backend_, None
+        if backend is not None:
+            backend.close()
+
+    # ---------------------------------------------------------------------------------------------------------- bodies
+
+    def _answer(self, body: m.RequestBody) -> m.ResultBody:
+        backend = self._backend()
+        config: TuningConfig | None = getattr(body, "config", None)
+        self._seed(config.hash if config is not None else type(body).__name__)
+        match body:
+            case m.Inspect():
+                return inspect(self._job, backend, self._evaluation(), self._calibration(), self._threads)
+            case m.Baseline():
+                return self._score(backend.load(None, self._threads))
+            case m.Calibrate():
+                return self._calibrate(body)
+            case m.Judge():
+                return self._judge(body)
+            case m.MeasureLatency():
+                return self._latency(body.config)
+            case m.MeasureFootprint():
+                return self._footprint(body.config)
+            case m.Probe():
+                return self._probe(body)
+            case m.Export():
+                return self._export(body.config)
+
+    def _calibrate(self, body: m.Calibrate) -> m.Statistics:
+        start = self._clock()
+        backend, source = self._backend(), self._calibration()
+        if source is None:
+            raise DataError("calibration needs data: give quantization.calibration.dataloader")
+        infos = backend.facts().inputs
+        samples = 0
+
+        def batches() -> Any:
+            nonlocal samples
+            for batch in source.head(body.sampling_size, body.shard, body.shards):
+                samples += batch.size
+                yield batch.index, to_feed(batch.inputs, infos)
+
+        blob = backend.calibrate(body.variant, batches())
+        return m.Statistics(blob, samples, self._clock() - start)
+
+    def _judge(self, body: m.Judge) -> m.Accuracy:
+        start = self._clock()
+        model = self._load(body.config, self._threads)
+        quantize_s = self._clock() - start
+        verdict = None if body.target is None else (body.target, body.higher_is_better)
+        return self._score(model, size_bytes=model.size_bytes, quantize_s=quantize_s, criterion=verdict)
+
+    def _score(
+        self,
+        model: RunnableModel,
+        size_bytes: int | None = None,
+        quantize_s: float = 0.0,
+        criterion: tuple[float, bool] | None = None,
+    ) -> m.Accuracy:
+        evaluator = self._evaluator()
+        if evaluator.needs_reference and not self._has_reference:
+            evaluator.set_reference(self._backend().load(None, self._threads))
+            self._has_reference = True
+        score = evaluator.score(model)
+        return m.Accuracy(
+            value=score.value,
+            low=score.value,
+            high=score.value,
+            metrics=score.metrics,
+            samples=score.samples,
+            complete=score.complete,
+            verdict=None if criterion is None else meets(score.value, *criterion),
+            size_bytes=size_bytes,
+            quantize_s=quantize_s,
+            evaluate_s=score.evaluate_s,
+            inference_s=score.inference_s,
+            warnings=model.warnings,
+        )
+
+    def _latency(self, config: TuningConfig) -> m.Latency:
+        spec = self._job.evaluation.performance
+        threads = spec.cores_per_instance
+        feed = self._sample_feed(spec.batch_size)
+        candidate = self._load(config, threads)
+        baseline = self._backend().load(None, threads)
+        timed = measure(candidate.timed(feed), baseline.timed(feed), warmup=spec.warmup, iteration=spec.iteration)
+        return m.Latency(
+            ratio=timed.ratio,
+            ci_low=timed.ci_low,
+            ci_high=timed.ci_high,
+            candidate_ms=timed.candidate_ms,
+            baseline_ms=timed.baseline_ms,
+            batch_size=spec.batch_size,
+            threads=threads,
+            blocks=timed.blocks,
+            host=self._host,
+            noisy=timed.noisy,
+            seconds=timed.seconds,
+            ratios=timed.ratios,
+        )
+
+    def _footprint(self, config: TuningConfig) -> m.Footprint:
+        backend, spec = self._backend(), self._job.evaluation.performance
+        if not backend.standalone:
+            raise TrialError(f"the backend of {self._job.model.framework} cannot measure the memory footprint")
+        feed = self._sample_feed(spec.batch_size)
+        # fp32 by the same road as the candidate, so that the two differ in nothing but quantization.
+        fp32 = TuningConfig(tuple((name, FP32) for name, _ in config.ops))
+        peaks = [
+            peak_resident_bytes(backend.standalone, backend.export(each), feed, spec.cores_per_instance)
+            for each in (config, fp32)
+        ]
+        return m.Footprint(candidate_bytes=peaks[0], baseline_bytes=peaks[1])
+
+    def _probe(self, body: m.Probe) -> m.ProbeAnswer:
+        start = self._clock()
+        backend = self._backend()
+        source = self._calibration() or self._evaluation()
+        if source is None:
+            raise DataError(f"probe {body.kind!r} needs data: give quantization.calibration.dataloader")
+        wanted = int(body.args.get("batches", _PROBE_BATCHES))
+        infos = backend.facts().inputs
+        head = source.head(wanted * source.batch_size, body.shard, body.shards)
+        feeds = [to_feed(batch.inputs, infos) for batch in head]
+        scores = backend.probe(body.kind, body.config, body.ops, feeds, body.args) if feeds else {}
+        return m.ProbeAnswer(scores, seconds=self._clock() - start)
+
+    def _export(self, config: TuningConfig) -> m.Exported:
+        exported = self._backend().export(config)
+        model = self._load(config, self._threads)
+        return m.Exported(exported.files, exported.deploy, model.ops_executed_int8, model.reasons)
+
+    # ------------------------------------------------------------------------------------------- what is kept and made
+
+    def _backend(self) -> Backend:
+        if self._backend_ is None:
+            self._backend_ = backend_class(self._job.model.framework)(self._job)
+        while self._pending:
+            statistics = self._pending[0]
+            self._backend_.set_statistics(statistics.variant, statistics.sampling_size, statistics.blob)
+            self._pending.pop(0)
+        return self._backend_
+
+    def _evaluator(self) -> Evaluator:
+        if self._evaluator_ is None:
+            facts = self._backend().facts()
+            self._evaluator_ = Evaluator(self._job.evaluation, facts.inputs, facts.outputs, self._job.seed)
+        return self._evaluator_
+
+    def _evaluation(self) -> DataSource | None:
+        """The evaluation data, where there are any; a user's ``eval_func`` brings its own."""
+        spec = self._job.evaluation
+        if self._evaluation_ is None and spec.dataloader is not None:
+            judged = self._evaluator().source if spec.can_judge else None
+            self._evaluation_ = judged or open_dataloader(spec.dataloader, self._job.seed)
+        return self._evaluation_
+
+    def _calibration(self) -> DataSource | None:
+        spec = self._job.calibration.dataloader
+        if self._calibration_ is None and spec is not None:
+            self._calibration_ = open_dataloader(spec, self._job.seed)
+        return self._calibration_
+
+    def _load(self, config: TuningConfig, threads: int) -> RunnableModel:
+        key = (config.hash, threads)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # before the next one is made: two models at once may be one too many
+            self._loaded = (key, self._backend().load(config, threads))
+        return self._loaded[1]
+
+    def _sample_feed(self, batch_size: int) -> Feed:
+        infos = self._backend().facts().inputs
+        source = self._evaluation() or self._calibration()
+        if source is not None:
+            return first_feed(source, infos, batch_size)
+        return {info.name: _dummy(info, batch_size) for info in infos}
+
+    def _seed(self, what: str) -> None:
+        """The same random numbers for the same work, whatever ran before it and on whichever rank."""
+        digest = hashlib.sha256(f"{self._job.seed}:{what}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big")
+        random.seed(seed)
+        np.random.seed(seed)
+        torch = sys.modules.get("torch")  # only where a backend or the user's code has brought it
+        if torch is not None:
+            torch.manual_seed(seed)
+
+    def _failure(self, error: BaseException) -> m.Failure:
+        where = f"rank {self._rank} on {self._host}"
+        name = type(error).__name__
+        text = str(error) or name
+        if isinstance(error, UserCodeError):
+            head, _, rest = text.partition("\n")
+            return m.Failure("user_error", f"{where}: {head}", rest, name, usage=True)
+        if isinstance(error, UsageError):
+            return m.Failure("error", f"{where}: {text}", "", name, usage=True)
+        detail = "".join(traceback.format_exception(error)).rstrip()
+        if isinstance(error, SystemExit):
+            return m.Failure("user_error", f"{where}: the user's code ended the process (sys.exit)", detail, name, True)
+        # Frameworks pass on C++'s own exception under classes of theirs.
+        if isinstance(error, MemoryError) or "bad_alloc" in text:
+            return m.Failure("memory", f"{where}: out of memory ({text})", detail, name)
+        shown = text if isinstance(error, TrialError) else f"{name}: {text}"
+        return m.Failure("error", f"{where}: {shown}", detail, name)
+
+
+def _dummy(info: InputInfo, batch_size: int) -> Any:
+    """Zeros for an input; axis 0 takes the batch size where it is dynamic."""
+    shape: list[int] = []
+    for axis, size in enumerate(info.shape):
+        if isinstance(size, int):
+            shape.append(size)
+        elif axis == 0:
+            shape.append(batch_size)
+        else:
+            raise DataError(
+                f"latency cannot be measured without data: axis {axis} ({size or 'unnamed'}) of input {info.name!r} is "
+                "dynamic; give evaluation.accuracy.dataloader or quantization.calibration.dataloader"
+            )
+    return np.zeros(shape, np.dtype(info.dtype))
+
+
+__all__ = ["Runner"]
