@@ -76,6 +76,15 @@ class Transport(ABC):
     def cancel(self, rank: int, request_id: int) -> None:
         """Ask a worker to give up a request. It is answered all the same, in time or with a ``Failure``."""
 
+    def hold(self, rank: int) -> None:
+        """Have a worker hold still, in mid-request where it can; what it was doing goes on at ``release``.
+
+        Where a worker cannot be held (``isolation: none``) nothing happens.
+        """
+
+    def release(self, rank: int) -> None:
+        """Let a held worker go on."""
+
     @abstractmethod
     def poll(self, timeout: float) -> Sequence[Event]:
         """Events that arrived, waiting up to ``timeout`` seconds for the first one; empty when there was none."""

@@ -1,0 +1,37 @@
+"""What an agent and its child process say to each other, besides requests, broadcasts and results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Setup:
+    """First message to a child.
+
+    Attributes:
+        job: The packed job (``worker.pack_job``).
+        runner: Dotted name of the runner's class.
+        epoch: ``time.monotonic()`` at the start of the run; the clock is the same for all processes of a node.
+        python_path: The parent's ``sys.path``, so that the user's modules import the same way.
+        environment: Variables to set back to what the parent has, ``None`` to remove them: the child was started with
+            others.
+    """
+
+    job: bytes
+    runner: str
+    host: str
+    rank: int
+    epoch: float
+    python_path: tuple[str, ...]
+    environment: tuple[tuple[str, str | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The child has built its runner: deadlines count from here."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """End in peace."""
