@@ -1,0 +1,159 @@
+"""The whole configuration file: the 1.x YAML plus the keys of our own.
+
+Keys that 1.x did not have:
+
+===============================  ====================================================================================
+key                              meaning
+===============================  ====================================================================================
+``model.path``                   The fp32 model file (1.x handed it over in Python); PyTorch: ``file.py:builder``.
+``quantization.quant_level``     ``auto``, ``0``/``O0`` or ``1``/``O1`` (as in the 2.x Python classes); 1 by default.
+``quantization.recipes.*``       The recipes of 2.x beside those of 1.x.
+``*.weight.bits``                Width of weight-only weights; ``group_size``: input channels that share a scale.
+``tuning.strategy``              May be the name alone; ``strategy_kwargs`` holds a strategy's settings, ``module``
+                                 the module or file of a strategy of one's own.
+``tuning.isolation``             ``process`` (default) runs trials in a child process, ``none`` in the rank itself.
+``tuning.latency``               ``batch_size``, ``cores_per_instance``, ``warmup`` and ``iteration`` in one place,
+                                 instead of ``evaluation.performance``.
+``evaluation.accuracy.eval_func``  ``module:name`` or ``file.py:name``: gets a callable model, returns a number.
+user components                  ``module:name`` or ``file.py:name`` wherever a dataset, transform, filter or metric
+                                 is named; transforms may be a list.
+===============================  ====================================================================================
+
+A field with ``no_effect`` in its extra is accepted because files of 1.x carry it, and warned about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from distune.config.diagnostics import describe, did_you_mean
+from distune.config.faults import Context, Fault, FaultError, Section
+from distune.config.imports import split_reference
+from distune.config.schema_evaluation import Evaluation
+from distune.config.schema_quantization import Quantization
+from distune.config.schema_tuning import Tuning
+from distune.config.values import Device, Names, Number, Text, checked, checked_in_context, reference, resolved
+from distune.config.vocabulary import APPROACHES, DYNAMIC_FRAMEWORK, FOREIGN_FRAMEWORKS, FRAMEWORKS, QUANT_LEVELS
+
+
+def _framework(value: Any) -> str:
+    if value in FOREIGN_FRAMEWORKS:
+        raise FaultError.of(
+            f"distune does not run {value} models; export the model to ONNX ({FOREIGN_FRAMEWORKS[value]}) and write "
+            "'framework: onnxruntime' with 'path: model.onnx'"
+        )
+    if not isinstance(value, str) or (value not in FRAMEWORKS and value != "NA"):
+        hint = did_you_mean(value, FRAMEWORKS) if isinstance(value, str) else f"; known: {', '.join(FRAMEWORKS)}"
+        raise FaultError.of(f"{describe(value)} is no framework{hint}")
+    return value
+
+
+def _model_path(value: Any, context: Context) -> str:
+    if isinstance(value, str) and split_reference(value)[1]:
+        return reference(value, context, attribute=True)
+    return resolved(value, context, must_exist=True)
+
+
+class Model(Section):
+    """The fp32 model."""
+
+    framework: Annotated[str, checked(_framework)] = Field(
+        "NA", description="The framework that runs it; told from the ending of 'path' where it is not given."
+    )
+    path: Annotated[str, checked_in_context(_model_path)] = Field(
+        "", description="The model file; for PyTorch also module:builder or file.py:builder."
+    )
+    name: Text = Field("", description="What the model is called.")
+    inputs: Names = Field((), description="Names of the inputs; the model's own by default.")
+    outputs: Names = Field((), description="Names of the outputs; the model's own by default.")
+
+    @classmethod
+    def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
+        path = data.get("path")
+        if path is None:
+            yield Fault("'path' is missing: the model file, relative to this configuration", (), "key")
+        elif data.get("framework", "NA") == "NA" and isinstance(path, str) and not framework_of(path):
+            yield Fault(f"'framework' is missing and cannot be told from {path!r}: one of {', '.join(FRAMEWORKS)}")
+
+
+def framework_of(path: str) -> str:
+    """The framework that the model's file name tells, empty where it tells none."""
+    if path.endswith(".onnx"):
+        return "onnxruntime"
+    return "pytorch" if path.endswith(".pt2") or split_reference(path)[1] else ""
+
+
+def _version(value: Any) -> Any:
+    if not isinstance(value, int | float) or isinstance(value, bool) or int(value) != 1:
+        raise FaultError.of(f"expected version 1.0 of the configuration, got {describe(value)}")
+    return float(value)
+
+
+class Configuration(Section):
+    """A whole file, or a fragment of one (without ``model``)."""
+
+    version: Annotated[Number, checked(_version)] = Field(1.0, description="Version of the configuration's form.")
+    model: Model | None = Field(None, description="The fp32 model.")
+    device: Device = Field("cpu", description="Where the model runs.")
+    quantization: Quantization = Field(
+        default_factory=lambda: Quantization.model_construct(), description="How it is quantized."
+    )
+    tuning: Tuning = Field(default_factory=lambda: Tuning.model_construct(), description="What is looked for.")
+    evaluation: Evaluation = Field(
+        default_factory=lambda: Evaluation.model_construct(), description="How it is scored and timed."
+    )
+
+    @classmethod
+    def refused(cls) -> Mapping[str, str]:
+        reason = "distune tunes post-training quantization and does not do {}; take this section out"
+        return {
+            "graph_optimization": reason.format("graph optimization on its own"),
+            "mixed_precision": reason.format("mixed precision on its own (allow bf16 or fp16 in 'dtype' of a rule)"),
+            "pruning": reason.format("pruning"),
+            "distillation": reason.format("distillation"),
+            "auto_distillation": reason.format("distillation"),
+            "nas": reason.format("architecture search"),
+            "model_conversion": reason.format("model conversion"),
+            "train": reason.format("training"),
+        }
+
+    @classmethod
+    def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
+        approach = _get(data, "quantization", "approach")
+        framework = _get(data, "model", "framework")
+        if framework == DYNAMIC_FRAMEWORK and approach is not None and APPROACHES.get(str(approach)) != "dynamic":
+            message = f"{DYNAMIC_FRAMEWORK} means dynamic quantization; drop this, or take framework onnxrt_qdq"
+            yield Fault(message, ("quantization", "approach"))
+        level = QUANT_LEVELS.get(str(_get(data, "quantization", "quant_level")), 1)
+        if level != 1 and _get(data, "tuning", "strategy") is not None:
+            name = "auto" if level == "auto" else "conservative"
+            strategy = _get(data, "tuning", "strategy")
+            if (strategy.get("name", "basic") if isinstance(strategy, dict) else strategy) != name:
+                message = f"quant_level {level} decides the strategy itself; drop this, or set quant_level: 1"
+                yield Fault(message, ("tuning", "strategy"), "key")
+        if _get(data, "tuning", "latency") and _get(data, "evaluation", "performance"):
+            message = "'tuning.latency' and 'evaluation.performance' exclude each other; keep one"
+            yield Fault(message, ("tuning", "latency"), "key")
+        yield from _calibration(data, context, approach, framework)
+
+
+def _calibration(data: Mapping[str, Any], context: Context, approach: Any, framework: Any) -> Iterator[Fault]:
+    static = APPROACHES.get(str(approach or "static")) in ("static", "auto") and framework != DYNAMIC_FRAMEWORK
+    if context.complete and static and _get(data, "quantization", "calibration", "dataloader") is None:
+        place: tuple[str, ...] = ()
+        for key in ("quantization", "calibration"):
+            if not isinstance(_get(data, *place, key), dict):
+                break
+            place = (*place, key)
+        yield Fault("static quantization needs data: add 'quantization.calibration.dataloader'", place, "key")
+
+
+def _get(data: Any, *keys: str) -> Any:
+    for key in keys:
+        if not isinstance(data, Mapping) or key not in data:
+            return None
+        data = data[key]
+    return data

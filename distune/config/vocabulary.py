@@ -1,0 +1,181 @@
+"""The words that a configuration may use as values: ours, and those of the 1.x files that people bring along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distune.config.job import Approach
+
+FRAMEWORKS: Mapping[str, tuple[str, str]] = {
+    "onnxruntime": ("onnxruntime", "QDQ"),
+    "onnxrt": ("onnxruntime", "QDQ"),
+    "onnxrt_qdq": ("onnxruntime", "QDQ"),
+    "onnxrt_integerops": ("onnxruntime", "QDQ"),
+    "onnxrt_qlinearops": ("onnxruntime", "QOperator"),
+    "onnxrt_qoperator": ("onnxruntime", "QOperator"),
+    "pytorch": ("pytorch", "default"),
+    "pytorch_fx": ("pytorch", "default"),
+    "pytorch_ipex": ("pytorch", "default"),
+}
+"""``(backend, quant_format)`` by the framework that is written."""
+
+DYNAMIC_FRAMEWORK = "onnxrt_integerops"
+"""The 1.x framework that implies dynamic quantization."""
+
+FOREIGN_FRAMEWORKS: Mapping[str, str] = {
+    "tensorflow": "tf2onnx",
+    "tensorflow_itex": "tf2onnx",
+    "keras": "tf2onnx",
+    "mxnet": "mxnet.onnx.export_model",
+}
+"""Frameworks of 1.x that distune does not run, and what exports them to ONNX."""
+
+APPROACHES: Mapping[str, Approach] = {
+    "post_training_static_quant": "static",
+    "post_training_dynamic_quant": "dynamic",
+    "post_training_auto_quant": "auto",
+    "static": "static",
+    "dynamic": "dynamic",
+    "auto": "auto",
+    "weight_only": "weight_only",
+}
+
+QUANT_LEVELS: Mapping[str, int | str] = {"auto": "auto", "0": 0, "O0": 0, "1": 1, "O1": 1}
+
+DTYPES = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int", "fp32", "bf16", "fp16")
+SCHEMES = ("sym", "asym")
+GRANULARITIES = ("per_tensor", "per_channel")
+ALGORITHMS = ("minmax", "kl", "percentile", "RTN", "GPTQ", "AWQ")
+
+SIGOPT_KEYS = ("sigopt_api_token", "sigopt_project_id", "sigopt_experiment_name")
+
+BOOLEAN_RECIPES = (
+    "smooth_quant",
+    "fast_bias_correction",
+    "weight_correction",
+    "gemm_to_matmul",
+    "layer_wise_quant",
+    "first_conv_or_matmul_quantization",
+    "last_conv_or_matmul_quantization",
+    "pre_post_process_quantization",
+    "add_qdq_pair_to_weight",
+    "dedicated_qdq_pair",
+)
+ARGUMENT_RECIPES = (
+    "smooth_quant_args",
+    "layer_wise_quant_args",
+    "rtn_args",
+    "awq_args",
+    "gptq_args",
+    "teq_args",
+    "autoround_args",
+)
+GRAPH_LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
+TENSORFLOW_RECIPES = ("scale_propagation_max_pooling", "scale_propagation_concat")
+"""Recipes of 1.x that concern TensorFlow graphs only: accepted, and said to have no effect."""
+
+RECIPES = frozenset(
+    (*BOOLEAN_RECIPES, *ARGUMENT_RECIPES, "graph_optimization_level", "optypes_to_exclude_output_quant")
+)
+
+STRATEGIES = frozenset(
+    ("basic", "mse", "mse_v2", "hawq_v2", "bayesian", "exhaustive", "random", "sigopt", "tpe", "auto", "conservative")
+)
+
+TENSORFLOW_DATASETS = frozenset(
+    ("TFRecordDataset", "ImageRecord", "VOCRecord", "COCORecord", "mzbert", "sparse_dummy_v2", "style_transfer")
+)
+"""Datasets of 1.x that need TensorFlow's readers."""
+
+DATASETS = TENSORFLOW_DATASETS | frozenset(
+    [
+        "CIFAR10",
+        "CIFAR100",
+        "MNIST",
+        "FashionMNIST",
+        "ImageFolder",
+        "ImagenetRaw",
+        "Imagenet",
+        "COCORaw",
+        "COCONpy",
+        "bert",
+        "GLUE",
+        "dummy",
+        "dummy_v2",
+    ]
+)
+TRANSFORMS = frozenset(
+    [
+        "Resize",
+        "CenterCrop",
+        "RandomCrop",
+        "RandomResizedCrop",
+        "Normalize",
+        "Transpose",
+        "Rescale",
+        "Cast",
+        "CropToBoundingBox",
+        "CropResize",
+        "ToTensor",
+        "ToPILImage",
+        "ToArray",
+        "ToNDArray",
+        "Pad",
+        "ColorJitter",
+        "RandomHorizontalFlip",
+        "RandomVerticalFlip",
+        "ResizeWithRatio",
+        "ResizeCropImagenet",
+        "BilinearImagenet",
+        "PaddedCenterCrop",
+        "AlignImageChannel",
+        "ParseDecodeImagenet",
+        "ParseDecodeCoco",
+        "ParseDecodeVoc",
+        "QuantizedInput",
+        "LabelShift",
+        "Collect",
+        "SquadV1",
+        "SquadV1ModelZoo",
+    ]
+)
+METRICS = frozenset(
+    [
+        "topk",
+        "mAP",
+        "COCOmAP",
+        "COCOmAPv2",
+        "VOCmAP",
+        "SquadF1",
+        "MSE",
+        "RMSE",
+        "MAE",
+        "Accuracy",
+        "Loss",
+        "BLEU",
+        "F1",
+        "mIOU",
+        "GLUE",
+        "ROC",
+    ]
+)
+FILTERS = frozenset(("LabelBalance",))
+
+PATH_ARGUMENTS = frozenset(
+    [
+        "root",
+        "path",
+        "data_path",
+        "image_list",
+        "label_file",
+        "vocab_file",
+        "data_dir",
+        "anno_path",
+        "anno_dir",
+        "img_dir",
+        "filename",
+        "file",
+        "folder",
+    ]
+)
+"""Arguments of a component that name a file or folder."""
