@@ -95,13 +95,15 @@ class OnnxRuntimeModel(RunnableModel):
 class OnnxRuntimeBackend(Backend):
     """Quantizes ONNX models statically, in QDQ form. See ``backends.base.Backend`` for the contract."""
 
+    standalone = "distune.backends.onnxruntime.standalone:run"
+
     def __init__(self, job: TuningJob) -> None:
         self._user_model = load_model(job.model)
         self._model = prepare(self._user_model)
         self._capability = inspect(self._model)
         self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
         self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
-        self._cache: WeightCache = {}
+        self._cache = WeightCache()
         self._reduce_range = needs_reduce_range()
 
     def facts(self) -> ModelFacts:

@@ -187,9 +187,7 @@ def _reason_to_exclude(
     if not inputs:
         return "its inputs are constant"
     if any(name in integer_made for name in inputs):
-        return (
-            "works on values made from integer inputs, such as an attention mask, whose constants would set the range"
-        )
+        return "works on values made from integer inputs, such as an attention mask, which would set the range"
     if any(_is_mask_constant(index.initializers[name]) for name in node.input if name in index.initializers):
         return "its constant holds mask values, which would set the range"
     if node.op_type == "Softmax" and any(n.op_type == "MatMul" for n in index.consumers.get(node.output[0], ())):

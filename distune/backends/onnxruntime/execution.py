@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ INTEGER_KERNELS = frozenset(
     }
 )
 """Op types that multiply integers."""
+
+_LAYOUT_SUFFIX = re.compile(r"_token_\d+$")
+"""What ONNX Runtime appends to the name of a node that it turned to channels-last layout."""
 
 _INTEGER_TYPES = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
 
@@ -46,7 +50,7 @@ def executed_on_integers(optimized: onnx.ModelProto, quantized: Iterable[str]) -
         optimized: As ``session.optimized_graph`` gives it; fused nodes keep the name of the op they stand for.
         quantized: Names of the weighted ops that the tuning config quantizes, in graph order.
     """
-    nodes = {node.name: node for node in optimized.graph.node}
+    nodes = {_LAYOUT_SUFFIX.sub("", node.name): node for node in optimized.graph.node}
     made_by = {name: node for node in optimized.graph.node for name in node.output}
     integers = {tensor.name for tensor in optimized.graph.initializer if tensor.data_type in _INTEGER_TYPES}
     integer: list[str] = []

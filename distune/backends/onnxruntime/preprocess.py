@@ -80,12 +80,12 @@ def _origin(index: GraphIndex, tensor: str, op_type: str, taken: set[str]) -> st
     last = node = index.producer[tensor]
     for _ in range(4):
         if node.name not in taken and (node.op_type == op_type or (node.op_type in WEIGHTED and op_type in WEIGHTED)):
-            return node.name
+            return str(node.name)
         previous = [index.producer[name] for name in node.input if name in index.producer]
         if len(previous) != 1:
             break
         node = previous[0]
-    return last.name if last.name not in taken else ""
+    return str(last.name) if last.name not in taken else ""
 
 
 def _drop_unused_domains(model: onnx.ModelProto) -> None:

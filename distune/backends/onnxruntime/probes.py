@@ -60,7 +60,7 @@ def op_sensitivity(
     feeds: Sequence[Feed],
     args: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Mean squared error of the model's outputs against fp32, relative to their power, with one group changed at a time.
+    """Mean squared error of the model's outputs against fp32, relative to their power, one group changed at a time.
 
     Args:
         write: Gives the quantized model of a config; unchanged weights come from its cache.

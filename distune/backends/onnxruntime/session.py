@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 import onnxruntime as ort
+
+if TYPE_CHECKING:  # not at run time: the process that measures a footprint must not hold onnx
+    import onnx
 
 SESSION_OPTIONS: Mapping[str, Any] = {
     "providers": ["CPUExecutionProvider"],
@@ -23,8 +25,8 @@ SESSION_OPTIONS: Mapping[str, Any] = {
 _QUIET = 3
 
 
-def create_session(model: bytes, threads: int = 1) -> ort.InferenceSession:
-    """A session on the bytes of a model with ``SESSION_OPTIONS`` and ``threads`` intra-op threads."""
+def create_session(model: bytes | str, threads: int = 1) -> ort.InferenceSession:
+    """A session on the bytes or the file of a model with ``SESSION_OPTIONS`` and ``threads`` intra-op threads."""
     return ort.InferenceSession(model, _options(threads), providers=SESSION_OPTIONS["providers"])
 
 
@@ -35,6 +37,8 @@ def optimized_graph(
 
     ONNX Runtime can only write it to a file: it goes into a temporary folder that is gone on return.
     """
+    import onnx
+
     options = _options(1)
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     with tempfile.TemporaryDirectory(prefix="distune-") as folder:
