@@ -8,7 +8,11 @@ that is the whole of resuming.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
+from threading import Thread
+from typing import TypeVar
 
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
 from distune.engine.scheduler import Done, Instruction, Scheduler, Send, Task
@@ -19,6 +23,11 @@ from distune.trial.messages import Broadcast, Failure, RequestBody, ResultBody
 
 _POLL_S = 0.5
 """Longest sleep in one poll: how soon an interruption or a timeout is noticed when nothing arrives."""
+
+_THINK_S = 0.1
+"""How often the master looks at its mail while a strategy thinks."""
+
+T = TypeVar("T")
 
 
 class Interrupted(Exception):
@@ -178,6 +187,27 @@ class Dispatcher:
             if len(found) == len(task_ids):
                 return [found[task_id] for task_id in task_ids]
             self.pump()
+
+    def meanwhile(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in a thread of its own and pump until it is done; gives what it returns, raises what it raises.
+
+        Raises:
+            Interrupted, TransportError: See ``pump``; ``work`` is left to itself then.
+        """
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(work())
+            except BaseException as error:  # handed to the caller of meanwhile()
+                answer.set_exception(error)
+
+        Thread(target=run, name="distune-thinking", daemon=True).start()
+        while True:
+            done, _ = wait_for([answer], _THINK_S)
+            if done:
+                return answer.result()
+            self.pump(0.0)
 
     def pump(self, timeout: float = _POLL_S) -> None:
         """Wait up to ``timeout`` seconds for events and handle all that there are.

@@ -196,10 +196,10 @@ class Judging:
         """Take the stage's own decision and tell it to every worker."""
         if self._book.remaining == 0:
             self.out_of_budget = True
-        self._finished = (
-            self._book.remaining == 0 or self._out_of_time() or (self._stop_at_first and bool(self._book.met))
-        )
-        result = run.result(self._finished)
+        result = run.result(finished=False)
+        succeeded = self._stop_at_first and stage.ends_run and result.met is not None
+        self._finished = self._book.remaining == 0 or self._out_of_time() or succeeded
+        result = replace(result, finished=self._finished)
         order: tuple[str, ...] = ()
         if stage.use == "rank":
             order = self._rank(result, base)
@@ -230,7 +230,7 @@ class Judging:
 
         Where the first success ends the run, the winner alone is measured, at the end.
         """
-        if stage.latency == "none" or (self._stop_at_first and stage.use != "best"):
+        if stage.latency == "none" or (self._stop_at_first and stage.ends_run and stage.use != "best"):
             return
         trials = {trial.id: trial for trial in run.result(finished=False).trials if trial.verdict != "failed"}
         wanted = [trial for trial in trials.values() if trial.met or stage.latency == "all"]
@@ -249,6 +249,11 @@ class Judging:
         for trial, outcome in zip(open_footprint, self._dispatcher.wait(footprint_ids), strict=True):
             measured[trial.id] = self._with_footprint(measured[trial.id], outcome)
         return list(measured.values())
+
+    def measure_met(self) -> None:
+        """Measure what the objectives need of every trial that meets, so that they can be compared."""
+        for trial in self._measured_together(list(self._book.met)):
+            self._book.update(trial)
 
     def measured(self, trial: Trial) -> Trial:
         """``trial`` with its latency, and its footprint where that is an objective."""

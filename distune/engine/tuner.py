@@ -19,7 +19,7 @@ from distune.engine.calibration import Calibrator
 from distune.engine.decisions import DecisionLog
 from distune.engine.dispatcher import Dispatcher, Interrupted
 from distune.engine.judging import Judging
-from distune.engine.objective import Baseline, Choice, choose
+from distune.engine.objective import Baseline, Choice, choose, score
 from distune.engine.outcome import OutcomeName, RunOutcome, Timing
 from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
 from distune.evaluation.criterion import target_accuracy
@@ -73,6 +73,8 @@ class Tuner:
         Raises:
             UsageError: The model, the data, the user's code or the workspace is at fault and nothing was tuned.
         """
+        chosen = self._strategy()
+        strategy_class(chosen).check(chosen.kwargs, chosen.name)
         self._tell(events.RunStarted(self._job, self._started_workers))
         try:
             self._inspect()
@@ -167,6 +169,8 @@ class Tuner:
             stop_at_first=not self._job.exit_policy.timeout,
             judge=self._judging.judge,
             tell=self._skip,
+            think=self._dispatcher.meanwhile,
+            score=self._score,
         )
         with suppress(TuningFinished):  # an overridden traverse() may go on asking after the end
             strategy_type(self._space, context).traverse()
@@ -210,6 +214,8 @@ class Tuner:
 
     def _conclude(self, judging: Judging) -> RunOutcome:
         """Choose among the trials, measure what was chosen, export it."""
+        if not self._job.exit_policy.timeout and len(self._book.met) > 1:
+            judging.measure_met()  # a stage that did not end the run met, and so did a later one
         choice = self._choose()
         if choice is None:
             return self._outcome(self._ending(judging, met=False))
@@ -254,6 +260,10 @@ class Tuner:
         by_level: Mapping[object, str] = {0: "conservative", "auto": "auto"}
         name = by_level.get(self._job.quant_level)
         return self._job.strategy if name is None else replace(self._job.strategy, name=name)
+
+    def _score(self, trial: Trial) -> float | None:
+        found = score(trial, self._job.objectives, self._objective_baseline())
+        return None if found is None else found.value
 
     def _objective_baseline(self) -> Baseline:
         accuracy = self._baseline.value if self._baseline is not None else float("nan")

@@ -11,9 +11,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
 
 from distune.config.job import CriterionSpec
+from distune.errors import UsageError
 from distune.space.op_config import TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.stage import ProbeResult, ProbeStage, Stage, StageResult, Trial
@@ -63,6 +65,9 @@ class StrategyContext:
         stop_at_first: The first trial that meets ends the run (``timeout: 0``).
         judge: Asks the engine and waits for the answer; ``next_tune_cfg`` has the ``yield`` for that.
         tell: Says something to the user, e.g. what was left out.
+        think: Calls a function that takes long (a sampler's) while the engine goes on handling what arrives.
+        score: The objectives' weighted sum for a trial, lower is better and 1 is fp32; ``None`` where something that
+            it needs was not measured.
     """
 
     record: Record
@@ -72,6 +77,17 @@ class StrategyContext:
     stop_at_first: bool = True
     judge: Callable[[Wanted], Answer] = field(default=lambda wanted: _unbound(wanted))
     tell: Callable[[str], None] = field(default=lambda message: None)
+    think: Callable[[Callable[[], Any]], Any] = field(default=lambda work: work())
+    score: Callable[[Trial], float | None] = field(
+        default=lambda trial: None if trial.latency is None else trial.latency.ratio
+    )
+
+
+def _nearest(key: str, settings: Mapping[str, str]) -> str:
+    if not settings:
+        return ": it has no settings"
+    nearest = get_close_matches(key, settings, n=1)
+    return f": did you mean {nearest[0]!r}?" if nearest else f"; it knows: {', '.join(sorted(settings))}"
 
 
 def _unbound(wanted: Wanted) -> Answer:
@@ -83,15 +99,35 @@ class TuneStrategy(ABC):
 
     Attributes:
         settings: The ``strategy_kwargs`` that the strategy knows, with what each means.
+        required: Those of them that must be given.
         space: The tuning space.
         context: The rest of what it is given.
     """
 
     settings: ClassVar[Mapping[str, str]] = {}
+    required: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, space: TuningSpace, context: StrategyContext) -> None:
         self.space = space
         self.context = context
+
+    @classmethod
+    def check(cls, kwargs: Mapping[str, Any], name: str = "") -> None:
+        """Look at ``strategy_kwargs`` before anything runs. Strategies that check values extend it.
+
+        Args:
+            kwargs: What the user gave.
+            name: The strategy's name, for messages.
+
+        Raises:
+            UsageError: One is unknown, missing or of no use; all problems are listed.
+        """
+        problems = [
+            f"unknown setting {key!r}{_nearest(key, cls.settings)}" for key in kwargs if key not in cls.settings
+        ]
+        problems += [f"{key!r} is required: {cls.settings[key]}" for key in cls.required if kwargs.get(key) is None]
+        if problems:
+            raise UsageError(f"strategy_kwargs of strategy {name or cls.__name__!r}: " + "; ".join(problems))
 
     @abstractmethod
     def next_tune_cfg(self) -> TuneGenerator:

@@ -84,6 +84,8 @@ class Stage:
         reserve: Trials of the budget that this stage must leave to later ones.
         total: Number of candidates where it is known although ``candidates`` is lazy.
         order: The fallback order of ops (groups) that the candidates follow; journalled as a decision.
+        ends_run: Whether a candidate that meets ends the run where the first success does (``timeout: 0``). A
+            strategy that looks for something better than its first success says no, and ends by itself.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Stage:
     reserve: int = 0
     total: int | None = None
     order: tuple[str, ...] = ()
+    ends_run: bool = True
 
 
 @dataclass(frozen=True)
