@@ -91,7 +91,7 @@ def open_dataloader(dataloader: Dataloader, seed: int) -> DataSource:
             return build(**dataloader.dataset.args)
 
     found = make()
-    if isinstance(found, Dataset):
+    if isinstance(found, ArrayDataset):
         return IndexedSource(found, dataloader, pipeline, keep, seed)
     if hasattr(found, "__getitem__") and hasattr(found, "__len__") and not isinstance(found, Mapping):
         return IndexedSource(_UserDataset(found, what), dataloader, pipeline, keep, seed)
@@ -260,6 +260,9 @@ class _UserDataset(Dataset):
         return split_pair(item)
 
     def digest(self) -> str:
+        if isinstance(self._found, Dataset):
+            with user_code(self._what):
+                return self._found.digest()
         ends = [self[index] for index in (0, len(self) - 1)]
         again = [self[index] for index in (0, len(self) - 1)]
         batches = [Batch(0, *collate([pair], [0]), size=1) for pair in ends]

@@ -24,7 +24,7 @@ from distune.config.imports import import_object
 from distune.config.job import ComponentSpec
 from distune.data.batch import Inputs
 from distune.data.registry import TRANSFORMS, names_user_code
-from distune.data.user_code import user_code
+from distune.data.user_code import guard, user_code
 from distune.errors import DataError
 
 Pair = tuple[Any, Any]
@@ -71,7 +71,7 @@ class RandomTransform(Transform):
         raise DataError(f"{type(self).__name__} is random and works on samples only, not as a postprocess")
 
 
-def build_transform(spec: ComponentSpec, what: str = "transform") -> Callable[[Pair], Pair]:
+def build_transform(spec: ComponentSpec, what: str = "transform") -> Transform:
     """A registered transform, or the user's own (``module:name``: a class is constructed, a function gets the args)."""
     if not names_user_code(spec.name):
         return TRANSFORMS.create(spec)
@@ -99,18 +99,20 @@ class Pipeline:
     def sample(self, index: int, pair: Pair) -> Pair:
         """One sample; ``index`` is its index in the dataset."""
         for place, step in enumerate(self._steps):
-            if isinstance(step, RandomTransform):
-                rng = np.random.default_rng((self._seed, place, index))
-                pair = step.draw(_single(step, pair[0]), rng), pair[1]
-            else:
-                pair = step(pair)
+            with guard(step, f"transform {type(step).__name__}, sample {index},"):
+                if isinstance(step, RandomTransform):
+                    rng = np.random.default_rng((self._seed, place, index))
+                    pair = step.draw(_single(step, pair[0]), rng), pair[1]
+                else:
+                    pair = step(pair)
         return pair
 
     def batch(self, inputs: Inputs) -> Inputs:
         """A whole batch at once, where ``vectorised``."""
         for step in self._steps:
             if isinstance(step, BatchTransform):
-                inputs = step.batch(np.asarray(_single(step, inputs)))
+                with guard(step, f"transform {type(step).__name__}"):
+                    inputs = step.batch(np.asarray(_single(step, inputs)))
         return inputs
 
 
@@ -125,7 +127,8 @@ class Postprocess:
 
     def __call__(self, pair: Pair) -> Pair:
         for step in self._steps:
-            pair = step(pair)
+            with guard(step, f"postprocess {type(step).__name__}"):
+                pair = step(pair)
         return pair
 
 

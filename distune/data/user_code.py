@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from distune.errors import DistuneError, UserCodeError
 
@@ -28,6 +29,12 @@ def user_code(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserCodeError(f"{what} raised {type(error).__name__}: {error}\n{user_traceback(error)}") from error
+
+
+def guard(component: Any, what: str) -> AbstractContextManager[None]:
+    """``user_code(what)`` around calls of a component that is not of this package, nothing around our own."""
+    module = type(component).__module__
+    return nullcontext() if module == "distune" or module.startswith("distune.") else user_code(what)
 
 
 def user_traceback(error: BaseException) -> str:

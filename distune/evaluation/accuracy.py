@@ -15,7 +15,7 @@ from distune.config.job import ComponentSpec, EvaluationSpec
 from distune.data.batch import Labels, arrays_of
 from distune.data.loader import DataSource, open_dataloader
 from distune.data.transform import Postprocess
-from distune.data.user_code import user_code
+from distune.data.user_code import guard, user_code
 from distune.errors import DataError, UsageError
 from distune.evaluation.callable_model import CallableModel
 from distune.evaluation.feeds import to_feed
@@ -148,10 +148,14 @@ class Evaluator:
             raw = model.predict(batch.feed)
             inference_s += time.perf_counter() - before
             outputs, labels = self._postprocessed(raw, batch.labels)
-            for metric in self._metrics.values():
-                metric.update(outputs, labels if metric.compare_label else self._reference_of(index))
+            for name, metric in self._metrics.items():
+                with guard(metric, f"metric {name!r}"):
+                    metric.update(outputs, labels if metric.compare_label else self._reference_of(index))
             samples += batch.size
-        results = {name: metric.result() for name, metric in self._metrics.items()}
+        results: dict[str, float] = {}
+        for name, metric in self._metrics.items():
+            with guard(metric, f"metric {name!r}"):
+                results[name] = as_number(metric.result(), f"metric {name!r}: result()")
         return Score(self._value(results), results, samples, True, time.perf_counter() - start, inference_s)
 
     def _score_by_function(self, function: Callable[..., Any], model: RunnableModel, start: float) -> Score:
@@ -187,7 +191,9 @@ class Evaluator:
             prepared = _Prepared(to_feed(batch.inputs, self._inputs), batch.labels, batch.size)
             if kept is not None:
                 used += sum(array.nbytes for array in (*prepared.feed.values(), *arrays_of(prepared.labels)))
-                kept = [*kept, prepared] if used <= self._memory_limit else None
+                kept.append(prepared)
+                if used > self._memory_limit:
+                    kept = None
             yield prepared
         if kept is not None:
             self._prepared = kept

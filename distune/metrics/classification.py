@@ -125,7 +125,7 @@ def _scores_and_targets(outputs: Any, labels: Any, metric: Metric) -> tuple[NDAr
     scores, targets = one_output(outputs, metric), one_label(labels, metric)
     if scores.ndim < 2:
         raise _misfit(metric, scores, targets)
-    return scores, _targets(targets, scores.shape[:-1], scores, metric)
+    return scores, _targets(targets, scores.shape[:-1], scores, metric, classes=scores.shape[-1])
 
 
 def _predicted_classes(outputs: Any, labels: Any, metric: Metric) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -137,13 +137,15 @@ def _predicted_classes(outputs: Any, labels: Any, metric: Metric) -> tuple[NDArr
         if not metric.compare_label:
             targets = targets.reshape(-1) > 0.5
         return (flat > 0.5).astype(np.int64), _targets(targets, flat.shape, found, metric)
-    wanted = _targets(targets, found.shape[:-1], found, metric)
+    wanted = _targets(targets, found.shape[:-1], found, metric, classes=found.shape[-1])
     predicted = found.argmax(axis=-1)
     undefined = np.isnan(np.take_along_axis(found, predicted[..., np.newaxis], axis=-1)[..., 0])
     return np.where(undefined, -1, predicted), wanted
 
 
-def _targets(labels: NDArray[Any], shape: tuple[int, ...], outputs: NDArray[Any], metric: Metric) -> NDArray[np.int64]:
+def _targets(
+    labels: NDArray[Any], shape: tuple[int, ...], outputs: NDArray[Any], metric: Metric, classes: int | None = None
+) -> NDArray[np.int64]:
     """Class ids of ``shape``; of fp32 scores, where those are the labels, the best class."""
     if not metric.compare_label and labels.shape == outputs.shape and labels.dtype.kind == "f":
         labels = labels.argmax(axis=-1)
@@ -153,7 +155,6 @@ def _targets(labels: NDArray[Any], shape: tuple[int, ...], outputs: NDArray[Any]
     if labels.shape != shape or not whole:
         raise _misfit(metric, outputs, labels)
     targets = labels.astype(np.int64)
-    classes = outputs.shape[-1] if outputs.shape[:-1] == shape else None
     if classes is not None and targets.size and not (targets.min() >= 0 and targets.max() < classes):
         raise DataError(
             f"{type(metric).__name__}: labels go from {targets.min()} to {targets.max()} but the model has {classes} "

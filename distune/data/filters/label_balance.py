@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from distune.data.filters import SampleFilter
 from distune.data.registry import filter_registry
 
@@ -18,4 +16,5 @@ class LabelBalance(SampleFilter):
         self._size = size
 
     def keeps(self, sample: Any, label: Any) -> bool:
-        return int(np.size(np.asarray(label)) if np.ndim(label) < 1 else len(label)) == self._size
+        countable = hasattr(label, "__len__") and getattr(label, "ndim", 1) > 0
+        return (len(label) if countable else 1) == self._size

@@ -116,7 +116,8 @@ class Transpose(BatchTransform):
     def batch(self, samples: NDArray[Any]) -> NDArray[Any]:
         if samples.ndim != len(self._perm) + 1:
             raise DataError(f"Transpose: perm {list(self._perm)} for a sample of shape {samples.shape[1:]}")
-        return samples.transpose(0, *(axis + 1 for axis in self._perm))
+        permuted: NDArray[Any] = samples.transpose(0, *(axis + 1 for axis in self._perm))
+        return permuted
 
 
 @transform_registry("Reshape")
