@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from distune import __version__
@@ -111,7 +112,14 @@ def pareto_front(trials: Sequence[Trial], higher_is_better: bool) -> tuple[Paret
     """
     sign = -1.0 if higher_is_better else 1.0
     measured = [
-        ((sign * trial.accuracy, trial.latency.ratio, float(trial.size_bytes or 0)), trial)
+        (
+            (
+                sign * trial.accuracy,
+                trial.latency.ratio,
+                math.inf if trial.size_bytes is None else float(trial.size_bytes),
+            ),
+            trial,
+        )
         for trial in trials
         if trial.accuracy is not None and trial.accuracy == trial.accuracy and trial.latency is not None
     ]

@@ -12,7 +12,6 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -79,7 +78,6 @@ def attribute_docs(cls: type[Any]) -> dict[str, str]:
     return found
 
 
-@cache
 def _hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls)
 

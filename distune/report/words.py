@@ -1,0 +1,111 @@
+"""Numbers and endings in words, shared by the console and the reports."""
+
+from __future__ import annotations
+
+import math
+
+from distune.report.result import Best, LatencyFigures, RunResult
+
+
+def accuracy(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """An accuracy, or the bounds that an early verdict left it in; ``-`` where it is not known."""
+    if value is None or math.isnan(value):
+        return "-"
+    if low is not None and high is not None and low < high:
+        return f"{low:.4f}..{high:.4f}"
+    return f"{value:.4f}"
+
+
+def size(value: int | None) -> str:
+    """Bytes in decimal units."""
+    if value is None:
+        return "-"
+    number = float(value)
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
+
+
+def milliseconds(value: float | None) -> str:
+    """A latency."""
+    return "-" if value is None else f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, as exact as a person needs it."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def speed(latency: LatencyFigures | None) -> str:
+    """What a latency ratio means: ``1.9x faster``, ``fp32 is 1.1x faster``; its interval must leave no doubt."""
+    if latency is None or latency.ratio is None or latency.ci_low is None or latency.ci_high is None:
+        return "latency was not measured"
+    if latency.ci_high < 1:
+        return f"{1 / latency.ratio:.2g}x faster than fp32" if latency.ratio < 0.95 else "slightly faster than fp32"
+    if latency.ci_low > 1:
+        return f"fp32 is {latency.ratio:.2g}x faster" if latency.ratio > 1.05 else "fp32 is slightly faster"
+    return "as fast as fp32"
+
+
+def verdict_sentence(result: RunResult) -> str:
+    """The outcome in one sentence."""
+    best = result.best
+    match result.outcome:
+        case "met" if best is not None:
+            return f"met: the accuracy is kept, and the model is {_speed_clause(best)}"
+        case "met":
+            return "met"
+        case "not_met":
+            return "not met: nothing in the tuning space keeps the accuracy" + _effort(best)
+        case "budget_spent":
+            return "not met before the budget was spent" + _effort(best)
+        case "interrupted":
+            return f"interrupted: {result.failure or 'asked to stop'}"
+        case "failed":
+            return f"failed: {result.failure or 'see the warnings'}"
+        case "not_judged":
+            return "not judged: no way to evaluate was given, so the model was quantized once"
+
+
+def next_step(result: RunResult) -> str:
+    """How to go on from here."""
+    match result.outcome:
+        case "met" if result.best is not None and _fp32_is_faster(result.best):
+            return "fp32 is the faster model on this machine; keep it unless size is what counts"
+        case "met":
+            return (
+                "deploy the model in best/; `distune export` makes it again from best/tuning_config.yaml, without data"
+            )
+        case "not_met":
+            return "allow a larger loss, more op options or another strategy, then run again with --fresh"
+        case "budget_spent":
+            return "raise tuning.exit_policy.max_trials or timeout and run again: what was judged is not judged again"
+        case "interrupted":
+            return "run the same command again: it resumes, and nothing that finished runs again"
+        case "failed":
+            return "mend what the message names and run the same command again: it resumes"
+        case "not_judged":
+            return "give evaluation.accuracy a dataloader and a metric, or an eval_func, to have the accuracy kept"
+
+
+def _fp32_is_faster(best: Best) -> bool:
+    return best.latency is not None and best.latency.ci_low is not None and best.latency.ci_low > 1
+
+
+def _speed_clause(best: Best) -> str:
+    words = speed(best.latency)
+    if best.latency is None:
+        return f"quantized ({words})"
+    return f"quantized, but {words}" if _fp32_is_faster(best) else words
+
+
+def _effort(best: Best | None) -> str:
+    return "" if best is None else "; best/ holds the best effort"
