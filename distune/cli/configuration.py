@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def known_names() -> KnownNames:
     """Every registered name that a configuration may use."""
     from distune.data.registry import datasets, transforms
-    from distune.metrics.registry import metrics
+    from distune.metrics.base import metrics
     from distune.strategies.registry import strategies
 
     return KnownNames(
