@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.child_process import ChildProcess
+from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.frames import encode_frame
 from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.worker import Worker

@@ -91,8 +91,10 @@ class RunnerHost:
             self._runner = None
 
     def _failed(self, what: str, error: BaseException) -> Failure:
-        kind: FailureKind = "user_error" if isinstance(error, UsageError | SystemExit) else "error"
-        said = f"{type(error).__name__}: {error}" if not isinstance(error, UsageError) else str(error)
-        return Failure(
-            kind, f"worker {self._rank} on {self._host} {what}: {said}", "".join(traceback.format_exception(error))
-        )
+        where = f"worker {self._rank} on {self._host} {what}"
+        name = type(error).__name__
+        detail = "".join(traceback.format_exception(error)).rstrip()
+        if isinstance(error, UsageError):
+            return Failure("user_error", f"{where}: {error}", detail, name, usage=True)
+        kind: FailureKind = "user_error" if isinstance(error, SystemExit) else "error"
+        return Failure(kind, f"{where}: {name}: {error}", detail, name)

@@ -1,4 +1,4 @@
-"""The worker as its agent sees it: messages in, results out, whether it works in a child process or in the rank itself."""
+"""The worker as its agent sees it: messages in, results out, whether it works in a child or in the rank itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import select
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ class InlineWorker(Worker):
         self._epoch = time.monotonic() if epoch is None else epoch
         self._queue: deque[Request | Broadcast] = deque()
         self._answered: list[Result] = []
-        self._make = lambda: RunnerHost(lambda: job, runner, host, rank, self._epoch)
+        self._make: Callable[[], RunnerHost] = lambda: RunnerHost(lambda: job, runner, host, rank, self._epoch)
         self._runner: RunnerHost | None = None
 
     def send(self, message: Request | Broadcast) -> None:

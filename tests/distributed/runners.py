@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from distune.trial.messages import Broadcast, LoadStatistics, Probe, ProbeAnswer, Request, Result
+import psutil
 
 from distune.space.op_config import TuningConfig
+from distune.trial.messages import Broadcast, LoadStatistics, Probe, ProbeAnswer, Request, Result
 
 
 def ask(number: int, kind: str = "echo", **args: Any) -> Request:
@@ -48,7 +50,14 @@ class ScriptedRunner:
         return {**args, "pid": os.getpid(), "rank": self.rank, "host": self.host, "received": tuple(self.received)}
 
     def _job(self) -> dict[str, Any]:
-        return {"path": self.job.model.path, "content": open(self.job.model.path, "rb").read()}
+        return {"path": self.job.model.path, "content": Path(self.job.model.path).read_bytes()}
+
+    def _parent(self) -> dict[str, Any]:
+        return {"parent": os.getppid()}
+
+    def _parent_cpu(self) -> dict[str, Any]:
+        times = psutil.Process(os.getppid()).cpu_times()
+        return {"seconds": times.user + times.system}
 
     def _call(self) -> dict[str, Any]:
         return {"value": self.job.evaluation.eval_func(20)}

@@ -1,0 +1,305 @@
+"""Master and workers as ranks of one MPI job (``mpirun -np N``).
+
+Rank 0 is the master and hosts a worker itself; the other ranks are agents (``agent``). Files that the job names travel
+once to each node that lacks them, then the job to every rank.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distune.config.job import TuningJob
+from distune.distributed import mpi_protocol as p
+from distune.distributed.agent import Agent, versions
+from distune.distributed.child import ChildWorker
+from distune.distributed.files import (
+    FileEntry,
+    file_entry,
+    files_of,
+    folders_of,
+    is_lacking,
+    read_chunks,
+    rewrite_paths,
+)
+from distune.distributed.mpi_link import Backoff, MpiLink, import_mpi
+from distune.distributed.output import OutputLog
+from distune.distributed.runner_host import DEFAULT_RUNNER
+from distune.distributed.topology import host_name, worker_info
+from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
+from distune.distributed.worker import InlineWorker, Worker, pack_job, wait_for
+from distune.errors import TransportError, UsageError
+from distune.trial.messages import Broadcast, Request
+
+_GRACE_S = 8.0
+"""How long ``close`` waits for the other ranks before it aborts the job."""
+
+
+def connect() -> Any:
+    """A communicator of all ranks that belongs to distune alone. Collective: every rank calls it once.
+
+    Raises:
+        MissingExtraError: mpi4py is not installed.
+    """
+    return import_mpi().COMM_WORLD.Dup()
+
+
+def serve(communicator: Any, lacking: Callable[[FileEntry], bool] = is_lacking) -> int:
+    """Be the agent of a rank above 0 until rank 0 says that it is over; returns the exit code that it decided.
+
+    Args:
+        communicator: From ``connect``.
+        lacking: Tells whether this node lacks a file of the job.
+    """
+    with aborting_on_error(communicator):
+        return Agent(communicator, lacking).run()
+
+
+def dismiss(communicator: Any, exit_code: int) -> None:
+    """On rank 0: send the other ranks home before there was any transport, e.g. because the configuration is wrong."""
+    link = MpiLink(communicator)
+    for rank in range(1, link.size):
+        link.send(rank, p.Leave(exit_code))
+    _see_off(link, set(range(1, link.size)), exit_code, lambda source, message: None)
+
+
+@contextmanager
+def aborting_on_error(communicator: Any) -> Iterator[None]:
+    """An unhandled exception ends the whole job, with its traceback, rank and host.
+
+    Without this the rank would wait in ``MPI_Finalize`` for the others, and they for it, for ever. ``SystemExit``
+    and ``KeyboardInterrupt`` count as well: a rank that leaves alone hangs the rest just the same.
+    """
+    try:
+        yield
+    except BaseException as error:
+        text = "".join(traceback.format_exception(error))
+        print(f"rank {communicator.Get_rank()} on {host_name()} failed:\n{text}", file=sys.stderr, flush=True)
+        communicator.Abort(1)
+        raise
+
+
+class MpiTransport(Transport):
+    """Rank 0's side. Waits for all ranks to be there, sends files and job.
+
+    Args:
+        job: What the run is about; ``job.isolation`` decides where trials run.
+        communicator: From ``connect``.
+        runner: Dotted name of the runner's class.
+        log_dir: Where ``rank-N.log`` gets what worker N prints; standard error where ``None``.
+
+    Raises:
+        UsageError: The job cannot travel, a node lacks a folder, or the ranks run unlike versions. The caller still
+            has to ``dismiss`` the other ranks.
+    """
+
+    def __init__(
+        self, job: TuningJob, communicator: Any, *, runner: str = DEFAULT_RUNNER, log_dir: Path | None = None
+    ) -> None:
+        self._epoch = time.monotonic()
+        self._comm = communicator
+        self._link = MpiLink(communicator)
+        self._log = OutputLog(log_dir)
+        self._backoff = Backoff()
+        self._lost: set[int] = set()
+        self._closed = False
+        self._early: list[tuple[int, Any]] = []
+        packed = pack_job(job)
+        self._infos = self._gather()
+        paths = self._share_files(job)
+        in_process = job.isolation == "none"
+        # Once a node, not once a rank: a live model in the job may be large.
+        jobs = {host: pack_job(rewrite_paths(job, mapping)) if mapping else packed for host, mapping in paths.items()}
+        for rank, info in self._infos.items():
+            if rank:
+                self._link.send(rank, p.Start(jobs[info.host], runner, self.now(), in_process))
+        host = self._infos[0].host
+        self._own: Worker = (
+            InlineWorker(job, host, 0, runner=runner, epoch=self._epoch)
+            if in_process
+            else ChildWorker(packed, host, 0, runner=runner, epoch=self._epoch)
+        )
+
+    @property
+    def workers(self) -> Sequence[WorkerInfo]:
+        return () if self._closed else [info for rank, info in sorted(self._infos.items()) if rank not in self._lost]
+
+    def send(self, rank: int, message: Request | Broadcast) -> None:
+        if self._check(rank):
+            self._own.send(message)
+        else:
+            self._link.send(rank, p.Work(message))
+
+    def cancel(self, rank: int, request_id: int) -> None:
+        if self._check(rank):
+            self._own.cancel(request_id)
+        else:
+            self._link.send(rank, p.Cancel(request_id))
+
+    def hold(self, rank: int) -> None:
+        if self._check(rank):
+            self._own.suspend()
+        else:
+            self._link.send(rank, p.Hold())
+
+    def release(self, rank: int) -> None:
+        if self._check(rank):
+            self._own.resume()
+        else:
+            self._link.send(rank, p.Release())
+
+    def poll(self, timeout: float) -> Sequence[Event]:
+        deadline = time.monotonic() + timeout
+        while True:
+            events = self._collect()
+            if events:
+                self._backoff.reset()
+                return events
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return events
+            wait_for([self._own], min(left, self._backoff.pause(self._link.sending)))
+
+    def now(self) -> float:
+        return time.monotonic() - self._epoch
+
+    def close(self, exit_code: int = 0) -> None:
+        """End every worker. A rank that does not leave in time (it computes in the rank itself) ends the job hard."""
+        if self._closed:
+            return
+        self._closed = True
+        alive = {rank for rank in self._infos if rank and rank not in self._lost}
+        for rank in alive:
+            self._link.send(rank, p.Leave(exit_code))
+        self._own.close()
+        self._log.write(0, self._own.take_output())
+        _see_off(self._link, alive, exit_code, self._on_message)
+
+    # ------------------------------------------------------------------------------------------------------- start-up
+
+    def _gather(self) -> dict[int, WorkerInfo]:
+        infos = {0: worker_info(0)}
+        ours = dict(versions())
+        while len(infos) < self._link.size:
+            source, message = self._next(p.Join)
+            for name, version in message.versions:
+                if version != ours[name]:
+                    raise UsageError(
+                        f"rank {source} on {message.info.host} runs {name} {version}, rank 0 on {infos[0].host} runs "
+                        f"{ours[name]}; install the same version on all nodes"
+                    )
+            infos[source] = message.info
+        seen: dict[str, int] = {}
+        numbered: dict[int, WorkerInfo] = {}
+        for rank in sorted(infos):
+            host = infos[rank].host
+            numbered[rank] = replace(infos[rank], local_rank=seen.get(host, 0))
+            seen[host] = seen.get(host, 0) + 1
+        return numbered
+
+    def _share_files(self, job: TuningJob) -> dict[str, Mapping[str, str]]:
+        """Send each node what it lacks; by host, where to read it there."""
+        leaders: dict[str, int] = {}
+        for rank, info in self._infos.items():
+            leaders.setdefault(info.host, rank)
+        paths: dict[str, Mapping[str, str]] = {host: {} for host in leaders}
+        others = {rank: host for host, rank in leaders.items() if rank != 0}
+        if not others:
+            return paths
+        manifest = p.Manifest(tuple(map(file_entry, files_of(job))), tuple(map(str, folders_of(job))))
+        for rank in others:
+            self._link.send(rank, manifest)
+        problems: list[str] = []
+        lacking: dict[int, tuple[str, ...]] = {}
+        for _ in others:
+            source, message = self._next(p.Lacks)
+            lacking[source] = message.paths
+            problems += message.problems
+        if problems:
+            raise UsageError("\n".join(sorted(problems)))
+        for rank, missing in lacking.items():
+            for path in missing:
+                for data in read_chunks(path):
+                    self._link.send(rank, p.Chunk(path, data))
+                    # Bounds the memory to one piece per node that receives.
+                    self._link.drain(float("inf"))
+                self._link.send(rank, p.Chunk(path, b""))
+        for _ in filter(None, lacking.values()):
+            source, message = self._next(p.Stored)
+            paths[others[source]] = message.paths
+        return paths
+
+    def _next(self, kind: type) -> tuple[int, Any]:
+        """Wait for the next message of a kind; the others keep their turn."""
+        backoff = Backoff()
+        while True:
+            for index, (source, message) in enumerate(self._early):
+                if isinstance(message, kind):
+                    del self._early[index]
+                    return source, message
+            arrived = self._link.receive()
+            self._early += arrived
+            if self._link.lost:
+                raise TransportError(f"ranks {sorted(self._link.lost)} died at the start")
+            if not arrived:
+                time.sleep(backoff.pause(self._link.sending))
+
+    # --------------------------------------------------------------------------------------------------------- running
+
+    def _check(self, rank: int) -> bool:
+        """Whether ``rank`` is this rank's own worker.
+
+        Raises:
+            TransportError: No such living worker.
+        """
+        if self._closed or rank not in self._infos or rank in self._lost:
+            raise TransportError(f"there is no worker {rank}")
+        return rank == 0
+
+    def _collect(self) -> list[Event]:
+        events: list[Event] = []
+        for source, message in self._link.receive():
+            if isinstance(message, p.Answer):
+                events.append(ResultArrived(message.result))
+            else:
+                self._on_message(source, message)
+        for rank in sorted(self._link.lost - self._lost):
+            self._lost.add(rank)
+            events.append(WorkerLost(rank, f"rank {rank} on {self._infos[rank].host} died"))
+        # In this rank itself a whole trial is run here, and the answers of the others must not wait for that.
+        if not events or isinstance(self._own, ChildWorker):
+            events += [ResultArrived(result) for result in self._own.receive()]
+            self._log.write(0, self._own.take_output())
+        return events
+
+    def _on_message(self, source: int, message: object) -> None:
+        if isinstance(message, p.Output):
+            self._log.write(source, message.data)
+
+
+def _see_off(link: MpiLink, ranks: set[int], exit_code: int, on_message: Callable[[int, object], None]) -> None:
+    """Wait until ``ranks`` have said goodbye; abort the job with ``exit_code`` if one of them does not."""
+    end = time.monotonic() + _GRACE_S
+    backoff = Backoff()
+    waiting = set(ranks)
+    while waiting - link.lost:
+        for source, message in link.receive():
+            if isinstance(message, p.Bye):
+                waiting.discard(source)
+            else:
+                on_message(source, message)
+        if time.monotonic() > end:
+            print(
+                f"ranks {sorted(waiting)} do not end; the job is aborted with exit code {exit_code}",
+                file=sys.stderr,
+                flush=True,
+            )
+            link.abort(exit_code)
+        if waiting - link.lost:
+            time.sleep(backoff.pause(link.sending))

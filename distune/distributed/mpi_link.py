@@ -1,0 +1,191 @@
+"""Objects from rank to rank over MPI: point-to-point, never blocking, of any size, and aware of ranks that die.
+
+Only point-to-point after start-up, since collectives do not survive the loss of a rank (ULFM). An object is pickled;
+a short one is one message, a long one is a length and then pieces, because counts in MPI end at 2**31.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from distune.errors import MissingExtraError
+
+_LENGTH = struct.Struct("<Q")
+_SHORT = 1 << 16
+_PIECE = 32 << 20
+_TAG = 77
+
+_FIRST_PAUSE_S = 20e-6
+_LAST_PAUSE_S = 10e-3
+_SENDING_PAUSE_S = 0.5e-3
+_PAUSE_SHARE = 0.02
+
+
+class Backoff:
+    """How long to sleep between polls: 2% of the time waited so far.
+
+    So polling adds at most 2% to any wait, and an idle rank settles at a hundred polls a second, well below 1% of a
+    core.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def reset(self) -> None:
+        """Something happened."""
+        self._since = time.monotonic()
+
+    def pause(self, sending: bool) -> float:
+        """Seconds to sleep now. ``sending``: large messages are under way, which progress only when MPI is called."""
+        longest = _SENDING_PAUSE_S if sending else _LAST_PAUSE_S
+        return min(max(_FIRST_PAUSE_S, _PAUSE_SHARE * (time.monotonic() - self._since)), longest)
+
+
+@dataclass
+class _Incoming:
+    """A long object of which not all pieces are there."""
+
+    data: bytearray
+    filled: int = 0
+
+
+class MpiLink:
+    """One rank's end.
+
+    Args:
+        communicator: A communicator that nobody else uses (``mpi.connect``).
+    """
+
+    def __init__(self, communicator: Any) -> None:
+        self._mpi = import_mpi()
+        self._comm = communicator
+        self._sending: list[tuple[int, Any, object]] = []  # destination, request, the buffer that it needs
+        self._incoming: dict[int, _Incoming] = {}
+        self._status = self._mpi.Status()
+        self.rank: int = communicator.Get_rank()
+        self.size: int = communicator.Get_size()
+        self.lost: set[int] = set()
+        """Ranks that have died. Without ULFM the launcher ends the job instead."""
+
+    @property
+    def sending(self) -> bool:
+        """Whether something that was sent is still under way."""
+        return bool(self._sending)
+
+    def send(self, rank: int, message: object) -> None:
+        """Send to ``rank``; returns at once. To a rank that is lost nothing is sent."""
+        if rank in self.lost:
+            return
+        body = pickle.dumps(message, protocol=5)
+        head = _LENGTH.pack(len(body))
+        if len(body) <= _SHORT:
+            self._post(rank, head + body)
+            return
+        self._post(rank, head)
+        with memoryview(body) as view:
+            for start in range(0, len(body), _PIECE):
+                self._post(rank, view[start : start + _PIECE])
+
+    def receive(self) -> list[tuple[int, Any]]:
+        """``(source, object)`` of everything that has arrived; also lets sends progress."""
+        self._progress()
+        arrived: list[tuple[int, Any]] = []
+        while True:
+            try:
+                if not self._comm.Iprobe(self._mpi.ANY_SOURCE, _TAG, self._status):
+                    return arrived
+                source: int = self._status.Get_source()
+                found = self._take(source, self._status.Get_count(self._mpi.BYTE))
+            except self._mpi.Exception as error:
+                if not self._note_failure(error):
+                    raise
+                continue
+            if found is not None:
+                arrived.append((source, pickle.loads(found)))
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until all that was sent has left, at most ``seconds``; says whether it has."""
+        end = time.monotonic() + seconds
+        while self._sending and time.monotonic() < end:
+            self._progress()
+            if self._sending:
+                time.sleep(_SENDING_PAUSE_S)
+        return not self._sending
+
+    def abort(self, exit_code: int) -> None:
+        """End all ranks at once."""
+        self._comm.Abort(exit_code)
+
+    def _post(self, rank: int, data: bytes | memoryview) -> None:
+        try:
+            request = self._comm.Isend([data, self._mpi.BYTE], rank, _TAG)
+        except self._mpi.Exception as error:
+            if not self._note_failure(error):
+                raise
+            self.lost.add(rank)
+            return
+        self._sending.append((rank, request, data))
+
+    def _progress(self) -> None:
+        if not self._sending:
+            return
+        waiting: list[tuple[int, Any, object]] = []
+        for entry in self._sending:
+            rank, request, _ = entry
+            try:
+                if rank not in self.lost and not request.Test():
+                    waiting.append(entry)
+            except self._mpi.Exception as error:
+                if not self._note_failure(error):
+                    raise
+        self._sending = waiting
+
+    def _take(self, source: int, count: int) -> bytearray | None:
+        """Receive the message that was probed; the body of the object that it completes."""
+        waiting = self._incoming.get(source)
+        if waiting is not None:
+            with memoryview(waiting.data) as view, view[waiting.filled : waiting.filled + count] as piece:
+                self._comm.Recv([piece, self._mpi.BYTE], source, _TAG)
+            waiting.filled += count
+            if waiting.filled < len(waiting.data):
+                return None
+            del self._incoming[source]
+            return waiting.data
+        message = bytearray(count)
+        self._comm.Recv([message, self._mpi.BYTE], source, _TAG)
+        (length,) = _LENGTH.unpack_from(message)
+        if count == _LENGTH.size:
+            self._incoming[source] = _Incoming(bytearray(length))
+            return None
+        return message[_LENGTH.size :]
+
+    def _note_failure(self, error: Any) -> bool:
+        """Whether ``error`` tells that ranks have died (ULFM); adds them to ``lost``."""
+        mpi = self._mpi
+        kinds = [getattr(mpi, name, None) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")]
+        if error.Get_error_class() not in [kind for kind in kinds if kind is not None]:
+            return False
+        failed = self._comm.Get_failed()
+        ranks = failed.Translate_ranks(list(range(failed.Get_size())), self._comm.Get_group())
+        self.lost.update(ranks)
+        for rank in ranks:
+            self._incoming.pop(rank, None)
+        self._comm.Ack_failed(failed.Get_size())  # from here on receiving from any source works again
+        return True
+
+
+def import_mpi() -> Any:
+    """The ``MPI`` module of mpi4py; importing it initialises MPI.
+
+    Raises:
+        MissingExtraError: mpi4py is not installed.
+    """
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise MissingExtraError("mpi4py", "mpi", "where mpirun starts the ranks") from error
+    return MPI

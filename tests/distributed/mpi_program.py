@@ -1,0 +1,122 @@
+"""A program for the tests: ``mpirun -np N python -m tests.distributed.mpi_program CASE``. Rank 0 prints JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from distune.config.job import ModelSpec, TuningJob
+from distune.distributed import mpi
+from distune.distributed.mpi import MpiTransport
+from distune.distributed.transport import ResultArrived, WorkerLost
+from distune.trial.messages import Failure, LoadStatistics, ProbeAnswer
+from tests.distributed.runners import ask
+
+RUNNER = "tests.distributed.runners:ScriptedRunner"
+
+
+def answers(transport: MpiTransport, count: int) -> list[Any]:
+    """``count`` events, as plain values."""
+    found: list[Any] = []
+    end = time.monotonic() + 60
+    while len(found) < count and time.monotonic() < end:
+        for event in transport.poll(1.0):
+            if isinstance(event, WorkerLost):
+                found.append({"lost": event.rank})
+            elif isinstance(event, ResultArrived):
+                body = event.result.body
+                known = {"id": event.result.request_id, "rank": event.result.rank}
+                if isinstance(body, Failure):
+                    known |= {"failure": body.kind, "message": body.message, "detail": body.detail}
+                elif isinstance(body, ProbeAnswer):
+                    known |= {"data": {k: len(v) if isinstance(v, bytes) else v for k, v in body.data.items()}}
+                found.append(known)
+    return found
+
+
+def echo(transport: MpiTransport) -> Any:
+    """Every rank answers."""
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "echo"))
+    found = answers(transport, len(transport.workers))
+    return {"answers": found, "hosts": [[w.rank, w.host, w.local_rank] for w in transport.workers]}
+
+
+def crash(transport: MpiTransport) -> Any:
+    """The children of all ranks die, and the ranks go on with what they had been told."""
+    for worker in transport.workers:
+        transport.send(worker.rank, LoadStatistics((), 100, b"x" * 3_000_000))
+        transport.send(worker.rank, ask(worker.rank, "exit" if worker.rank % 2 else "segfault"))
+        transport.send(worker.rank, ask(10 + worker.rank, "echo"))
+    return answers(transport, 2 * len(transport.workers))
+
+
+def model(transport: MpiTransport) -> Any:
+    """What every rank finds under the job's model path."""
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "job"))
+    return answers(transport, len(transport.workers))
+
+
+def blob(transport: MpiTransport) -> Any:
+    """A large answer from a rank."""
+    transport.send(1, ask(1, "blob", size=120_000_000))
+    return answers(transport, 1)
+
+
+def kill(transport: MpiTransport) -> Any:
+    """A rank is killed in mid-request; its neighbour goes on."""
+    transport.send(1, ask(1, "parent"))
+    (found,) = answers(transport, 1)
+    transport.send(1, ask(2, "hang"))
+    os.kill(found["data"]["parent"], signal.SIGKILL)
+    lost = answers(transport, 1)
+    transport.send(2, ask(3, "echo"))
+    return [lost, answers(transport, 1), [worker.rank for worker in transport.workers]]
+
+
+def idle(transport: MpiTransport) -> Any:
+    """Seconds of processor time that the ranks use while nothing happens for three seconds."""
+    echo(transport)
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "parent_cpu"))
+    before = {known["rank"]: known["data"]["seconds"] for known in answers(transport, len(transport.workers))}
+    transport.poll(3.0)
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "parent_cpu"))
+    after = {known["rank"]: known["data"]["seconds"] for known in answers(transport, len(transport.workers))}
+    return [after[rank] - before[rank] for rank in sorted(after)]
+
+
+CASES: dict[str, Callable[[MpiTransport], Any]] = {f.__name__: f for f in (echo, crash, model, blob, kill, idle)}
+
+
+def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
+    communicator = mpi.connect()
+    rank = communicator.Get_rank()
+    if case == "raise-on-1" and rank == 1:
+        with mpi.aborting_on_error(communicator):
+            raise RuntimeError("planted on rank 1")
+    hosts = os.environ.get("TEST_HOSTS", "").split(",")
+    if len(hosts) > 1:
+        os.environ["DISTUNE_HOSTNAME"] = hosts[rank]
+    if rank:
+        lacking = os.environ.get("TEST_LACKING")
+        return mpi.serve(communicator, (lambda entry: True) if lacking else mpi.is_lacking)
+    with mpi.aborting_on_error(communicator):
+        if case == "dismiss":
+            mpi.dismiss(communicator, exit_code)
+            return exit_code
+        transport = MpiTransport(TuningJob(ModelSpec("none", path), isolation=isolation), communicator, runner=RUNNER)
+        print(json.dumps(CASES[case](transport)), flush=True)
+        transport.close(exit_code)
+        return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
