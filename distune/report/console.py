@@ -47,7 +47,7 @@ class ConsoleListener(events.Listener):
         stream = sys.stderr if stream is None else stream
         self._quiet = quiet
         self._console = Console(file=stream, force_terminal=terminal, highlight=False, soft_wrap=False)
-        self._terminal = self._console.is_terminal
+        self._terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         if not self._terminal:
             self._console = Console(file=stream, width=_PLAIN_WIDTH, highlight=False, color_system=None)
         self._live: Live | None = None
@@ -277,7 +277,7 @@ def _figures(result: RunResult) -> Table:
     )
     latency = best.latency if best else None
     if latency is not None and latency.ratio is not None:
-        interval = f"ratio {latency.ratio:.3f} [{latency.ci_low:.3f}, {latency.ci_high:.3f}], {words.speed(latency)}"
+        interval = f"{words.speed(latency)} ({latency.ratio:.3f} [{latency.ci_low:.3f}, {latency.ci_high:.3f}])"
         noisy = ", noisy" if latency.noisy else ""
         note = interval + noisy
     else:
@@ -310,7 +310,7 @@ def _loss(result: RunResult) -> str:
     loss = baseline.accuracy - best.accuracy if criterion.higher_is_better else best.accuracy - baseline.accuracy
     allowed = abs(baseline.accuracy - criterion.target)
     change = f"loss {loss:.4f}" if loss >= 0 else f"gain {-loss:.4f}"
-    return f"{change}, allowed {allowed:.4f} (target {criterion.target:.4f})"
+    return f"{change}, {allowed:.4f} is allowed"
 
 
 def _reasons(best: Best) -> Table:
