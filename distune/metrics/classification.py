@@ -110,11 +110,10 @@ class ROC(CollectingMetric):
 
 
 def _among_top(scores: NDArray[Any], targets: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    own = np.take_along_axis(scores, targets[..., np.newaxis], axis=-1)
-    if k == 1:
-        # argmax stops at the first NaN, which is right only where the label's own score is a number.
-        best: NDArray[np.bool_] = (scores.argmax(axis=-1) == targets) & ~np.isnan(own[..., 0])
+    if k == 1:  # the common case, several times faster; max is NaN where any score is
+        best: NDArray[np.bool_] = (scores.argmax(axis=-1) == targets) & ~np.isnan(scores.max(axis=-1))
         return best
+    own = np.take_along_axis(scores, targets[..., np.newaxis], axis=-1)
     tied_before = (scores == own) & (np.arange(scores.shape[-1]) < targets[..., np.newaxis])
     ahead = np.count_nonzero((scores > own) | tied_before, axis=-1)
     among: NDArray[np.bool_] = (ahead < k) & ~np.isnan(scores).any(axis=-1)
@@ -139,8 +138,7 @@ def _predicted_classes(outputs: Any, labels: Any, metric: Metric) -> tuple[NDArr
         return (flat > 0.5).astype(np.int64), _targets(targets, flat.shape, found, metric)
     wanted = _targets(targets, found.shape[:-1], found, metric, classes=found.shape[-1])
     predicted = found.argmax(axis=-1)
-    undefined = np.isnan(np.take_along_axis(found, predicted[..., np.newaxis], axis=-1)[..., 0])
-    return np.where(undefined, -1, predicted), wanted
+    return np.where(np.isnan(found.max(axis=-1)), -1, predicted), wanted
 
 
 def _targets(

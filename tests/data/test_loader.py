@@ -173,7 +173,7 @@ def test_names_are_listed_without_heavy_imports() -> None:
 
 
 def test_components_derived_from_our_base_classes_are_user_code_too() -> None:
-    with pytest.raises(UserCodeError, match="sample 0.*disk gone"):
+    with pytest.raises(UserCodeError, match=r"sample 0.*disk gone"):
         list(open_dataloader(spec(f"{USER}:BrokenDerived"), 0))
-    with pytest.raises(UserCodeError, match="transform BrokenStep.*step gone"):
+    with pytest.raises(UserCodeError, match=r"transform BrokenStep.*step gone"):
         list(open_dataloader(spec("Dummy", {"shape": [2, 2]}, transforms=(ComponentSpec(f"{USER}:BrokenStep"),)), 0))
