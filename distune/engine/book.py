@@ -39,7 +39,10 @@ class TrialBook:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best accuracy, the earlier one among equals; ``None`` when all failed."""
+        """The trial with the best accuracy, the earlier one among equals; ``None`` when all failed.
+
+        The fp32 model is left out where it was judged as a trial: it is the baseline, not a result.
+        """
         return None if self._best is None else self._trials[self._best]
 
     @property
@@ -57,7 +60,7 @@ class TrialBook:
         entered = replace(trial, id=len(self._trials) + 1)
         self._by_hash[entered.config.hash] = len(self._trials)
         self._trials.append(entered)
-        if entered.accuracy is not None:
+        if entered.accuracy is not None and not entered.config.is_fp32:
             best = self.best
             if best is None or best.accuracy is None or better(entered.accuracy, best.accuracy, self.higher_is_better):
                 self._best = entered.id - 1

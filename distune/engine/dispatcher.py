@@ -95,6 +95,7 @@ class Dispatcher:
         self._known: dict[str, Outcome] = {}
         self._keys: dict[int, str] = {}
         self._open: dict[str, int] = {}
+        self._used: set[str] = set()
         self._outcomes: dict[int, Outcome] = {}
         self._next_id = 1
         self._hosts = {worker.rank: worker.host for worker in transport.workers}
@@ -146,6 +147,9 @@ class Dispatcher:
         known = self._known.get(key) if key else None
         if known is not None:
             self._outcomes[task.id] = known
+            if key not in self._used:
+                self._used.add(key)
+                self.busy.add(type(body).__name__, known.end_s - known.start_s)
         else:
             if key:
                 self._keys[task.id] = key
@@ -251,6 +255,7 @@ class Dispatcher:
             if key and not lost and self._journal is not None and isinstance(result.body, JournalledBody):
                 self._journal.append("result", encode_result(key, result.body, outcome.meta))
                 self._known[key] = outcome
+                self._used.add(key)
         if outcomes and self._journal is not None:
             self._journal.commit()
         self._outcomes.update(outcomes)

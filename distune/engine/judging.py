@@ -189,6 +189,7 @@ class Judging:
             verdict=trial.verdict,
             accuracy=trial.accuracy,
             again=decision.again,
+            config=None if decision.again else trial.config.to_compact(),
         )
         self._listener.on(events.TrialDecided(trial, decision.index, total, decision.again, self._book.best))
 

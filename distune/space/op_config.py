@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -136,6 +136,11 @@ class TuningConfig:
         return tuple(name for name, config in self.ops if config.is_quantized)
 
     @property
+    def is_fp32(self) -> bool:
+        """True where no op differs from the fp32 model."""
+        return all(config.mode == "fp32" for _, config in self.ops)
+
+    @property
     def needs_calibration(self) -> bool:
         """True where at least one op is quantized statically."""
         return any(config.mode == "static" for _, config in self.ops)
@@ -165,6 +170,29 @@ class TuningConfig:
         if self.parameters:
             out["parameters"] = dict(self.parameters)
         return out
+
+    def to_compact(self) -> dict[str, Any]:
+        """Plain values in little space, for the journal: each distinct op config once, and which one each op has."""
+        options = list(dict.fromkeys(config for _, config in self.ops))
+        index = {option: number for number, option in enumerate(options)}
+        out = self.to_json()
+        out["options"] = [option.to_json() for option in options]
+        out["ops"] = [index[config] for _, config in self.ops]
+        return out
+
+    @classmethod
+    def from_compact(cls, data: Mapping[str, Any], names: Sequence[str]) -> TuningConfig:
+        """Inverse of ``to_compact``.
+
+        Args:
+            names: Op names of the tuning space, in graph order.
+
+        Raises:
+            KeyError, TypeError, IndexError, ValueError: ``data`` was not written by ``to_compact`` for these ops.
+        """
+        options = data["options"]
+        ops = {name: options[number] for name, number in zip(names, data["ops"], strict=True)}
+        return cls.from_json({**data, "ops": ops})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TuningConfig:

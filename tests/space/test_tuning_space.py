@@ -116,3 +116,9 @@ def test_a_config_survives_json() -> None:
     config = build().default()
     assert TuningConfig.from_json(config.to_json()) == config
     assert TuningConfig.from_json(config.to_json()).hash == config.hash
+
+
+def test_a_config_survives_the_journal_s_compact_form() -> None:
+    space = build()
+    config = space.fallback(space.default(), ["conv1"]).with_recipes({"x": 1})
+    assert TuningConfig.from_compact(config.to_compact(), [op.name for op in space.ops]) == config
