@@ -10,12 +10,15 @@ from collections.abc import Generator
 from itertools import islice
 from typing import Any, ClassVar
 
+from distune.evaluation.criterion import better
 from distune.space.op_config import Mode, TuningConfig
-from distune.strategies.base import TuneGenerator, TuneStrategy
-from distune.strategies.fallback import accumulated_stage, block_stage, impact_order, instance_stage
+from distune.space.tuning_space import TuningSpace
+from distune.strategies.base import StrategyContext, TuneGenerator, TuneStrategy
+from distune.strategies.default import default_config
+from distune.strategies.fallback import accumulated_stage, block_stage, impact_order, instance_stage, score_order
 from distune.strategies.op_type_wise import op_type_wise, op_type_wise_total
 from distune.strategies.registry import strategy_registry
-from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult
+from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial
 
 
 @strategy_registry
@@ -27,27 +30,48 @@ class BasicTuneStrategy(TuneStrategy):
         "16 at most); what is left out is reported.",
     }
 
+    def __init__(self, space: TuningSpace, context: StrategyContext) -> None:
+        super().__init__(space, context)
+        self._lead: Trial | None = None
+
     def next_tune_cfg(self) -> TuneGenerator:
         for sampling_size in self.space.sampling_sizes:
             yield from self._with_sampling_size(sampling_size)
 
     def _with_sampling_size(self, sampling_size: int) -> TuneGenerator:
-        default = _sampled(self.space.default(), sampling_size)
+        # The base of the later stages is the best of these ones, not of the run: the most accurate trial of a run is
+        # one that fell back nearly everywhere (of another sampling size, or of another strategy before this one).
+        self._lead = None
+        default = default_config(self.space, sampling_size)
         name = "default" if sampling_size == self.space.sampling_sizes[0] else f"default, {sampling_size} samples"
-        yield Stage(name, [Candidate(default, "default")])
+        yield from self._ask(Stage(name, [Candidate(default, "default")]))
         yield from self._all_recipes(default)
         yield from self._op_type_wise(default)
         yield from self._recipes_one_by_one()
+        base = self._lead.config if self._lead is not None else default
         for precision in self.space.precisions:
-            yield from self.fallback(precision)
+            yield from self.fallback(base, precision)
+
+    def _ask(self, stage: Stage) -> Generator[Any, Any, StageResult]:
+        """Have a stage judged and remember the best that came of it."""
+        result: StageResult = yield stage
+        if result.best is not None and result.best.accuracy is not None:
+            lead = self._lead.accuracy if self._lead is not None else None
+            if lead is None or better(result.best.accuracy, lead, self.context.criterion.higher_is_better):
+                self._lead = result.best
+        return result
 
     def _all_recipes(self, base: TuningConfig) -> TuneGenerator:
         if self.space.recipes:
             applied = base.with_recipes({recipe.name: recipe.choices[-1] for recipe in self.space.recipes})
-            yield Stage("all recipes", [Candidate(self.space.effective(applied), "all recipes")])
+            yield from self._ask(Stage("all recipes", [Candidate(self.space.effective(applied), "all recipes")]))
+
+    def op_type_wise_trials(self) -> int:
+        """Trials that the op-type-wise stage may take."""
+        return int(self.context.kwargs.get("op_type_wise_trials", min(16, self.record.remaining // 4)))
 
     def _op_type_wise(self, base: TuningConfig) -> TuneGenerator:
-        limit = int(self.context.kwargs.get("op_type_wise_trials", min(16, self.record.remaining // 4)))
+        limit = self.op_type_wise_trials()
         found = op_type_wise_total(self.space, base, limit)
         if found > limit:
             self.context.tell(
@@ -55,29 +79,27 @@ class BasicTuneStrategy(TuneStrategy):
                 f"trials for the fallback (strategy_kwargs: op_type_wise_trials)"
             )
         if found and limit:
-            yield Stage("op-type-wise", list(islice(op_type_wise(self.space, base), limit)))
+            yield from self._ask(Stage("op-type-wise", list(islice(op_type_wise(self.space, base), limit))))
 
     def _recipes_one_by_one(self) -> TuneGenerator:
-        best = self.record.best
-        if best is None:
+        if self._lead is None:
             return
+        base = self._lead.config
         candidates = [
-            Candidate(self.space.effective(best.config.with_recipes({recipe.name: choice})), f"{recipe.name}={choice}")
+            Candidate(self.space.effective(base.with_recipes({recipe.name: choice})), f"{recipe.name}={choice}")
             for recipe in self.space.recipes
             for choice in recipe.choices[1:]
         ]
         if candidates:
-            yield Stage("recipes one by one", candidates)
+            yield from self._ask(Stage("recipes one by one", candidates))
 
-    def fallback(self, precision: Mode) -> TuneGenerator:
-        """Stages 5.1 to 5.3 for one floating-point precision."""
-        best = self.record.best
-        base = best.config if best is not None else self.space.default()
+    def fallback(self, base: TuningConfig, precision: Mode) -> TuneGenerator:
+        """Stages 5.1 to 5.3 for one floating-point precision, from ``base``."""
         blocks = block_stage(self.space, base, precision)
         if blocks.candidates:
-            yield blocks
-            best = self.record.best
-            base = best.config if best is not None else base
+            result = yield from self._ask(blocks)
+            if result.best is not None and result.best is self._lead:
+                base = result.best.config
         groups = self.space.quantized_groups(base, precision)
         order = yield from self.order(base, groups, precision)
         if order:
@@ -96,7 +118,7 @@ class BasicTuneStrategy(TuneStrategy):
         tried = tuple(reversed(groups))
         if len(groups) > affordable:
             probe: ProbeResult = yield ProbeStage("tensor error of each op", "op_mse", base, groups, split="batches")
-            groups = tuple(sorted(groups, key=lambda group: -probe.scores.get(group, 0.0)))
+            groups = score_order(probe.scores, groups)
             tried = groups[:affordable]
             self.context.tell(
                 f"{len(groups)} groups of ops, trials for {affordable}: those with the largest tensor error are tried "
@@ -104,7 +126,3 @@ class BasicTuneStrategy(TuneStrategy):
             )
         result: StageResult = yield instance_stage(self.space, base, tried, precision, reserve)
         return impact_order(result, groups, self.context.criterion.higher_is_better)
-
-
-def _sampled(config: TuningConfig, sampling_size: int) -> TuningConfig:
-    return TuningConfig(config.ops, config.recipes, sampling_size if config.needs_calibration else 0, config.parameters)

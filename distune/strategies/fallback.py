@@ -5,7 +5,8 @@ Basic and its relatives share these stages; what differs between them is how the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from distune.evaluation.criterion import better
 from distune.space.op_config import Mode, TuningConfig
@@ -61,6 +62,20 @@ def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: b
         return (
             (True, 0.0) if value is None or not better(value, float("nan"), higher_is_better) else (False, sign * value)
         )
+
+    return tuple(sorted(groups, key=key))
+
+
+def score_order(scores: Mapping[str, float], groups: Sequence[str]) -> tuple[str, ...]:
+    """Groups by a probe's score, the largest first.
+
+    A score that is no number (the quantized tensor overflowed) counts as the largest, a group without one as the
+    smallest. Equal scores keep the order of ``groups``.
+    """
+
+    def key(group: str) -> float:
+        score = scores.get(group, -math.inf)
+        return -math.inf if math.isnan(score) else -score
 
     return tuple(sorted(groups, key=key))
 
