@@ -48,6 +48,7 @@ _MIN_EXPONENT = -126
 _MAGIC = b"DSTAT1"
 _KL_BINS = 2048
 _KL_STEP = 16
+_KL_VALUES_PER_BIN = 4
 
 
 @dataclass
@@ -318,8 +319,11 @@ def _kl_range(histogram: Histogram) -> tuple[float, float]:
     levels = 128 if positive.any() and negative.any() else 256
     magnitudes = positive + negative
     used = int(np.flatnonzero(magnitudes)[-1]) + 1
-    factor = -(-used // _KL_BINS)
+    # A distribution of few values is mostly empty bins, in which clipping looks cheap: fewer, then none to choose from.
+    factor = -(-used // max(min(_KL_BINS, int(magnitudes.sum()) // _KL_VALUES_PER_BIN), levels))
     bins = np.add.reduceat(magnitudes[: -(-used // factor) * factor], np.arange(0, used, factor)).astype(np.float64)
+    if len(bins) > 1:
+        bins[0] = bins[1]  # zeros, of which Relu makes many, are represented exactly: they must not decide
     tails = np.concatenate([np.cumsum(bins[::-1])[::-1][1:], [0.0]])
     best, threshold = math.inf, len(bins)
     for count in [*range(levels, len(bins), _KL_STEP), len(bins)]:

@@ -93,6 +93,14 @@ def test_outliers_are_clipped(algorithm: str) -> None:
     assert -20 < low < -2
 
 
+def test_kl_keeps_nearly_the_whole_range_of_a_rectified_gaussian() -> None:
+    values = np.maximum(np.random.default_rng(2).normal(size=200_000), 0).astype(np.float32)
+    statistics = CalibrationStatistics()
+    statistics.add(0, {"relu": values, "few": values[:100]})
+    assert statistics.range("relu", "kl")[1] > 3.5
+    assert statistics.range("few", "kl") == statistics.range("few")
+
+
 def test_percentile_agrees_with_numpy_to_a_bin() -> None:
     values = np.random.default_rng(1).normal(size=100_000).astype(np.float32)
     statistics = CalibrationStatistics()

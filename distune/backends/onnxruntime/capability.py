@@ -1,9 +1,9 @@
 """What ONNX Runtime can quantize, op type by op type, and which ops of a model that is.
 
 The table holds what the CPU provider has an integer kernel for, or passes on unchanged, when it finds the op between
-DequantizeLinear and QuantizeLinear. Choices that give the same numbers as others are not in it: with int8 weights the
-asymmetric scheme, with uint8 weights the symmetric one, and per-channel weights that are not symmetric (QLinearConv
-needs one zero point for all channels).
+DequantizeLinear and QuantizeLinear. Weights that give the same numbers as others are not in it (symmetric uint8 is
+symmetric int8, and an asymmetric weight is of its activation's type), nor are those that no kernel runs: asymmetric per
+channel (QLinearConv needs one zero point for all channels) and uint8 weights under int8 activations.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ WEIGHTS: tuple[TensorConfig, ...] = (
     TensorConfig("int8", "sym", "per_channel"),
     TensorConfig("int8", "sym", "per_tensor"),
     TensorConfig("uint8", "asym", "per_tensor"),
+    TensorConfig("int8", "asym", "per_tensor"),
 )
 """Weights of Conv, MatMul and Gemm, the most accurate first."""
 
@@ -72,14 +73,14 @@ ACTIVATIONS: tuple[TensorConfig, ...] = tuple(
     for dtype, scheme in (("uint8", "asym"), ("uint8", "sym"), ("int8", "sym"), ("int8", "asym"))
     for algorithm in ("minmax", "percentile", "kl")
 )
-"""Activations: uint8 first, since x86 runs int8 activations slower."""
+"""Activations: uint8 first, since x86 runs int8 slower. int8 asym has the numbers of uint8 asym, but other kernels."""
 
 _WEIGHTED_OPTIONS = (
     *(
         OpConfig("static", activation, weight)
         for activation in ACTIVATIONS
         for weight in WEIGHTS
-        if (activation.dtype, weight.dtype) != ("int8", "uint8")  # no kernel
+        if weight.scheme == "sym" or weight.dtype == activation.dtype
     ),
     FP32,
 )

@@ -61,6 +61,8 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         cache: Shared by all variants of one model.
     """
 
+    tensors_to_quantize: dict[str, QDQTensorQuantInfo]
+
     def __init__(
         self,
         model: onnx.ModelProto,
@@ -100,7 +102,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         return replaced
 
     def _calc_initializer_quant_params(self) -> dict[str, QuantizationParams]:
-        wanted: dict[str, QDQTensorQuantInfo] = self.tensors_to_quantize
+        wanted = self.tensors_to_quantize
         keys = {name: self._cache_key(name, info) for name, info in wanted.items() if name in self.initializers}
         self.tensors_to_quantize = {
             name: info for name, info in wanted.items() if name in keys and keys[name] not in self._cache.parameters

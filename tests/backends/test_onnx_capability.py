@@ -1,0 +1,188 @@
+"""What is offered for quantization is what ONNX Runtime runs on integers, and what would do harm is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from distune.backends.onnxruntime.capability import ACTIVATIONS, OP_KINDS, inspect
+from distune.backends.onnxruntime.cpu import needs_reduce_range
+from distune.backends.onnxruntime.preprocess import prepare
+from distune.backends.onnxruntime.session import optimized_graph
+from distune.space.capability import Capability, OpInfo
+from distune.space.op_config import FP32, OpConfig, TuningConfig
+from tests.backends.onnx_models import (
+    SAMPLES,
+    attention_model,
+    backend_of,
+    convolution_model,
+    default_config,
+    images,
+    model,
+    sentences,
+)
+
+SINGLE_OPS: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {
+    "Add": ({}, [np.linspace(-1, 1, 12, dtype=np.float32)]),
+    "Mul": ({}, [np.linspace(-1, 1, 12, dtype=np.float32)]),
+    "Sigmoid": ({}, []),
+    "LeakyRelu": ({"alpha": 0.1}, []),
+    "AveragePool": ({"kernel_shape": [2, 2]}, []),
+    "GlobalAveragePool": ({}, []),
+    "Concat": ({"axis": 1}, [np.full((4, 1, 12, 12), 0.3, np.float32)]),
+    "Softmax": ({"axis": 1}, []),
+    "Relu": ({}, []),
+    "Clip": ({}, [np.float32(0), np.float32(1.5)]),
+    "MaxPool": ({"kernel_shape": [2, 2]}, []),
+    "Split": ({"axis": 1}, []),
+    "Pad": ({}, [np.array([0, 0, 1, 1, 0, 0, 1, 1])]),
+    "Resize": ({"mode": "nearest"}, [np.zeros(0, np.float32), np.array([1, 1, 2, 2], np.float32)]),
+    "Reshape": ({}, [np.array([4, -1])]),
+    "Transpose": ({"perm": [0, 1, 3, 2]}, []),
+    "Squeeze": ({}, [np.array([2])]),
+    "Unsqueeze": ({}, [np.array([0])]),
+    "Flatten": ({}, []),
+    "Slice": ({}, [np.array([0]), np.array([2]), np.array([1])]),
+    "ReduceMax": ({"axes": [2, 3]}, []),
+    "ReduceMin": ({"axes": [2, 3]}, []),
+    "ArgMax": ({"axis": 1}, []),
+    "Gather": ({"axis": 1}, [np.array([0, 1])]),
+    "MatMul": ({}, [np.random.default_rng(2).normal(size=(12, 4)).astype(np.float32)]),
+    "Gemm": ({}, [np.random.default_rng(2).normal(size=(1152, 4)).astype(np.float32) / 30]),
+    "Conv": ({}, [np.random.default_rng(2).normal(size=(4, 8, 1, 1)).astype(np.float32)]),
+}
+"""Attributes and further inputs of each op type of the table, behind a Conv with 8 channels of 12x12."""
+
+FLOAT_ANYWAY = {"Pad"}
+"""Ops that ONNX Runtime computes in fp32 between a DequantizeLinear and a QuantizeLinear of the same scale: no loss."""
+
+
+def after_convolution(op_type: str) -> onnx.ModelProto:
+    """``x -> Conv -> op -> (Cast) -> y``."""
+    attributes, constants = SINGLE_OPS[op_type]
+    names = [f"c{position}" for position in range(len(constants))]
+    tensor = "c"
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], "conv", pads=[1, 1, 1, 1])]
+    if op_type == "Gemm":
+        nodes.append(helper.make_node("Flatten", ["c"], ["flat"], "flat"))
+        tensor = "flat"
+    if op_type == "Squeeze":
+        nodes.append(helper.make_node("ReduceMax", ["c"], ["top"], "top", axes=[2]))
+        tensor = "top"
+    inputs = [tensor, "", *names] if op_type == "Resize" and len(constants) == 1 else [tensor, *names]
+    outputs = ["o", "o2"] if op_type == "Split" else ["o"]
+    nodes.append(helper.make_node(op_type, inputs, outputs, "op", **attributes))
+    if op_type == "ArgMax":
+        nodes.append(helper.make_node("Cast", ["o"], ["y"], "cast", to=onnx.TensorProto.FLOAT))
+    else:
+        nodes.append(helper.make_node("Identity", ["o"], ["y"], "same"))
+    weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32) / 5
+    values = {"w": weight, **dict(zip(names, constants, strict=True))}
+    return model(nodes, {"x": [4, 3, 12, 12]}, ["y", *outputs[1:]], values)
+
+
+@pytest.mark.parametrize("op_type", sorted(OP_KINDS))
+def test_each_row_of_the_table_runs_and_stays_close_to_fp32(op_type: str) -> None:
+    backend = backend_of(after_convolution(op_type), images())
+    quantized = backend.load(default_config(backend))
+    assert "op" in {op.name for op in backend.facts().capability.ops}
+    for feed in images():
+        expected, actual = backend.load(None).predict(feed)[0], quantized.predict(feed)[0]
+        if op_type == "ArgMax":
+            assert np.mean(expected != actual) < 0.1
+        else:
+            assert np.square(expected - actual).mean() < 2e-3 * np.square(expected).mean()
+    executed = optimized_graph(quantized.native.SerializeToString()).graph.node
+    floating = {"Conv", "MatMul", "Gemm", op_type} - {"Reshape", "Flatten"}
+    made_by = {name: node.op_type for node in executed for name in node.output}
+    for node in executed:
+        if node.op_type in floating and op_type not in FLOAT_ANYWAY:
+            assert all(made_by.get(name) != "DequantizeLinear" for name in node.input), node.name
+
+
+def options_of(capability: Capability, name: str) -> tuple[OpConfig, ...]:
+    return next(op.options for op in capability.ops if op.name == name)
+
+
+@pytest.mark.parametrize("position", range(len(options_of(inspect(prepare(convolution_model())), "conv1")) - 1))
+def test_every_option_of_a_weighted_op_executes_on_integers(position: int) -> None:
+    backend = backend_of(convolution_model(), images())
+    ops = backend.facts().capability.ops
+    option = options_of(backend.facts().capability, "conv1")[position]
+    config = TuningConfig(
+        tuple((op.name, option if op.has_weight else OpConfig("static", option.activation)) for op in ops),
+        sampling_size=SAMPLES,
+    )
+    loaded = backend.load(config)
+    feed = images()[0]
+    expected, actual = backend.load(None).predict(feed)[0], loaded.predict(feed)[0]
+    assert (loaded.ops_executed_int8, dict(loaded.reasons)) == (4, {})
+    assert np.square(expected - actual).mean() < 0.02 * np.square(expected).mean()
+
+
+def test_default_comes_first_and_fp32_last() -> None:
+    for op in inspect(prepare(convolution_model())).ops:
+        activation = op.options[0].activation
+        assert activation == ACTIVATIONS[0]
+        assert op.options[-1] == FP32
+        assert len(set(op.options)) == len(op.options)
+        if op.has_weight:
+            weight = op.options[0].weight
+            assert weight is not None
+            assert (weight.dtype, weight.scheme, weight.granularity) == ("int8", "sym", "per_channel")
+
+
+def group_of(ops: tuple[OpInfo, ...]) -> dict[str, str]:
+    return {op.name: op.group for op in ops}
+
+
+def test_groups_hold_what_must_change_together() -> None:
+    groups = group_of(inspect(prepare(convolution_model())).ops)
+    assert groups["relu1"] == "conv1"
+    assert groups["relu2"] == "conv2"
+    assert groups["flatten"] == "pool"
+    assert groups["fc"] == "fc"
+    attention = group_of(inspect(prepare(attention_model())).ops)
+    assert attention["output_bias"] == "output"
+    assert attention["transpose"] == "key"
+
+
+def test_members_of_a_group_offer_the_activations_of_their_anchor() -> None:
+    for proto in (convolution_model(), attention_model()):
+        ops = inspect(prepare(proto)).ops
+        offered = {op.name: {option.activation for option in op.options} for op in ops}
+        for op in ops:
+            assert offered[op.name] == offered[op.group]
+
+
+def test_masks_attention_probabilities_and_ops_without_kernel_are_left_out_with_the_reason() -> None:
+    excluded = {name: reason for name, _, reason in inspect(prepare(attention_model())).excluded}
+    assert "mask" in excluded["add_mask"]
+    assert "mask" in excluded["scale_mask"]
+    assert "attention" in excluded["softmax"]
+    assert "no integer kernel for Sub" in excluded["invert"]
+
+
+@pytest.mark.parametrize("mask", [-1e9, -1e4, float(np.finfo(np.float32).min)])
+def test_a_masked_transformer_keeps_its_outputs_by_default(mask: float) -> None:
+    backend = backend_of(attention_model(mask), sentences())
+    feed = sentences()[0]
+    expected = backend.load(None).predict(feed)[0]
+    actual = backend.load(default_config(backend)).predict(feed)[0]
+    assert np.square(expected - actual).mean() < 2e-3 * np.square(expected).mean()
+
+
+def test_recipes_name_the_first_and_last_group() -> None:
+    recipes = {recipe.name: recipe.fp32_ops for recipe in inspect(prepare(convolution_model())).recipes}
+    assert recipes["first_conv_or_matmul_quantization"] == ("conv1", "relu1")
+    assert recipes["last_conv_or_matmul_quantization"] == ("fc",)
+
+
+def test_reduce_range_where_the_processor_lacks_vnni() -> None:
+    assert needs_reduce_range(frozenset({"avx2"}), "x86_64")
+    assert not needs_reduce_range(frozenset({"avx2", "avx512_vnni"}), "x86_64")
+    assert not needs_reduce_range(frozenset({"asimd"}), "aarch64")
