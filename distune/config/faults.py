@@ -47,11 +47,13 @@ class Context:
 
     Attributes:
         complete: The file names a model, so what it refers to must exist.
+        notices: What is accepted with a warning; places from the root of the file.
     """
 
     resolver: PathResolver
     known: KnownNames = field(default_factory=KnownNames)
     complete: bool = False
+    notices: list[Fault] = field(default_factory=list)
 
 
 class FaultError(ValueError):
@@ -177,10 +179,10 @@ _EXPECTED = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",
-    "greater_than": "a number above {gt}",
-    "greater_than_equal": "a number of at least {ge}",
-    "less_than": "a number below {lt}",
-    "less_than_equal": "a number of at most {le}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
     "model_type": "keys and values",
     "model_attributes_type": "keys and values",
     "dict_type": "keys and values",

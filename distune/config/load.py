@@ -18,7 +18,6 @@ from distune.config.paths import PathResolver
 from distune.config.schema import Configuration
 from distune.config.schema_quantization import NO_EFFECT
 from distune.config.to_job import to_job
-from distune.config.vocabulary import TENSORFLOW_RECIPES
 from distune.config.yaml_nodes import Document, KeyPath, parse_yaml
 from distune.errors import ConfigError
 
@@ -116,7 +115,7 @@ def load_config(
         raise config_error(source, [*document.problems, *problems]) from None
     if document.problems:
         raise config_error(source, document.problems)
-    return LoadedConfig(source, configuration, tuple(_warnings(configuration, document)), document)
+    return LoadedConfig(source, configuration, tuple(_warnings(configuration, context, document)), document)
 
 
 def _read(source: str) -> str:
@@ -144,15 +143,11 @@ def _located(fault: Fault, document: Document) -> Problem:
     return Problem(span.focused(focus), ".".join(map(str, path)), fault.message)
 
 
-def _warnings(configuration: Configuration, document: Document) -> Iterator[str]:
-    for path, reason in _without_effect(configuration, ()):
-        found, entry = document.nearest_entry(path)
-        yield f"{entry.key or entry.value}: {'.'.join(map(str, found))}: has no effect: {reason}"
-    for name in configuration.quantization.recipes:
-        if name in TENSORFLOW_RECIPES:
-            _, entry = document.nearest_entry(("quantization", "recipes", name))
-            where = entry.key or entry.value
-            yield f"{where}: quantization.recipes.{name}: has no effect: it concerns TensorFlow graphs"
+def _warnings(configuration: Configuration, context: Context, document: Document) -> Iterator[str]:
+    idle = [Fault(f"has no effect: {reason}", path, "key") for path, reason in _without_effect(configuration, ())]
+    for fault in (*context.notices, *idle):
+        problem = _located(fault, document)
+        yield f"{problem.where}: {problem.key}: {problem.message}"
 
 
 def _without_effect(section: BaseModel, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:

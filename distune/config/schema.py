@@ -32,6 +32,7 @@ from pydantic import Field
 from distune.config.diagnostics import describe, did_you_mean
 from distune.config.faults import Context, Fault, FaultError, Section
 from distune.config.imports import split_reference
+from distune.config.paths import PathError
 from distune.config.schema_evaluation import Evaluation
 from distune.config.schema_quantization import Quantization
 from distune.config.schema_tuning import Tuning
@@ -52,9 +53,17 @@ def _framework(value: Any) -> str:
 
 
 def _model_path(value: Any, context: Context) -> str:
-    if isinstance(value, str) and split_reference(value)[1]:
+    if isinstance(value, str) and split_reference(_expanded(value, context))[1]:
         return reference(value, context, attribute=True)
     return resolved(value, context, must_exist=True)
+
+
+def _expanded(path: str, context: Context) -> str:
+    """``path`` with its variables, as it is where they cannot be resolved: that is reported with the field."""
+    try:
+        return context.resolver.expand(path)
+    except PathError:
+        return path
 
 
 class Model(Section):
@@ -75,8 +84,11 @@ class Model(Section):
         path = data.get("path")
         if path is None:
             yield Fault("'path' is missing: the model file, relative to this configuration", (), "key")
-        elif data.get("framework", "NA") == "NA" and isinstance(path, str) and not framework_of(path):
-            yield Fault(f"'framework' is missing and cannot be told from {path!r}: one of {', '.join(FRAMEWORKS)}")
+        elif (
+            data.get("framework", "NA") == "NA" and isinstance(path, str) and not framework_of(_expanded(path, context))
+        ):
+            message = f"'framework' is missing and cannot be told from {path!r}: one of {', '.join(FRAMEWORKS)}"
+            yield Fault(message, (), "key")
 
 
 def framework_of(path: str) -> str:

@@ -27,6 +27,7 @@ from distune.config.vocabulary import (
     ARGUMENT_RECIPES,
     BOOLEAN_RECIPES,
     GRAPH_LEVELS,
+    ON_BY_DEFAULT,
     RECIPES,
     TENSORFLOW_RECIPES,
 )
@@ -135,9 +136,11 @@ def _recipes(value: Any, context: Context) -> dict[str, Any]:
     faults: list[Fault] = []
     for name, raw in value.items():
         setting = plain(raw)
-        fault = _recipe_fault(name, setting, context)
+        fault, idle = _recipe_fault(name, setting, context), _idle_recipe(name, setting, context)
         if fault is not None:
             faults.append(fault)
+        elif idle:
+            context.notices.append(Fault(f"has no effect: {idle}", ("quantization", "recipes", name), "key"))
         else:
             found[name] = setting.upper() if name == "graph_optimization_level" and setting else setting
     if faults:
@@ -150,7 +153,7 @@ def _recipe_fault(name: str, value: Any, context: Context) -> Fault | None:
     spelled = {*known, *RECIPES, *TENSORFLOW_RECIPES}
     if name not in spelled:
         return Fault(f"unknown recipe{did_you_mean(name, spelled)}", (name,), "key")
-    if context.complete and known and name not in known and name not in TENSORFLOW_RECIPES:
+    if _unavailable(name, context) and value is not (name in ON_BY_DEFAULT):
         available = ", ".join(sorted(known))
         return Fault(f"this recipe of INC is not available in distune; available: {available}", (name,), "key")
     if name in (*BOOLEAN_RECIPES, *TENSORFLOW_RECIPES) and not isinstance(value, bool):
@@ -162,6 +165,20 @@ def _recipe_fault(name: str, value: Any, context: Context) -> Fault | None:
     if name == "optypes_to_exclude_output_quant" and not isinstance(value, list):
         return Fault(f"expected a list of op types, got {describe(value)}", (name,))
     return None
+
+
+def _unavailable(name: str, context: Context) -> bool:
+    known = context.known.recipes
+    return context.complete and bool(known) and name not in known and name not in TENSORFLOW_RECIPES
+
+
+def _idle_recipe(name: str, value: Any, context: Context) -> str:
+    """Why a recipe of INC that is accepted does nothing; empty where it does something."""
+    if name in TENSORFLOW_RECIPES:
+        return "it concerns TensorFlow graphs"
+    if _unavailable(name, context) and value is (name in ON_BY_DEFAULT):
+        return f"distune has no such recipe, and {describe(value)} is what it does anyway"
+    return ""
 
 
 class Advance(Section):

@@ -24,7 +24,7 @@ from distune.config.schema import Configuration, Model, framework_of
 from distune.config.schema_evaluation import Accuracy, Evaluation
 from distune.config.schema_quantization import Calibration, Dataloader, Quantization, Rule
 from distune.config.schema_tuning import Latency, Tuning
-from distune.config.vocabulary import DYNAMIC_FRAMEWORK, FRAMEWORKS, TENSORFLOW_RECIPES
+from distune.config.vocabulary import DYNAMIC_FRAMEWORK, FRAMEWORKS
 from distune.config.yaml_nodes import KeyPath
 
 Where = Callable[[KeyPath], str]
@@ -51,7 +51,7 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         device=configuration.device,
         calibration=_calibration(quantization.calibration),
         constraints=tuple(_constraints(quantization, where)),
-        recipes={name: value for name, value in quantization.recipes.items() if name not in TENSORFLOW_RECIPES},
+        recipes=quantization.recipes,
         quant_level=cast(Literal["auto", 0, 1], quantization.quant_level),
         strategy=StrategySpec(strategy.name, strategy.kwargs(), strategy.module),
         criterion=_criterion(tuning),

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, Strict, ValidationInfo
 
 from distune.config.diagnostics import describe, did_you_mean
 from distune.config.faults import Context, Fault, FaultError, context_of, to_pydantic
+from distune.config.imports import split_reference
 from distune.config.paths import PathError
 from distune.config.vocabulary import ALGORITHMS, APPROACHES, DTYPES, GRANULARITIES, QUANT_LEVELS, SCHEMES
 
@@ -240,12 +241,12 @@ def reference(text: Any, context: Context, *, attribute: bool) -> str:
     """
     if not isinstance(text, str) or not text:
         raise FaultError.of(f"expected module:name or file.py:name, got {describe(text)}")
-    if attribute and not all(text.rpartition(":")):
-        raise FaultError.of(f"expected module:name or file.py:name, got {describe(text)}")
     try:
         found = context.resolver.reference(text)
     except PathError as error:
         raise FaultError.of(str(error)) from None
+    if attribute and not all(split_reference(found)):
+        raise FaultError.of(f"expected module:name or file.py:name, got {describe(text)}")
     missing = context.resolver.missing_reference(found) if context.complete else ""
     if missing:
         raise FaultError.of(missing)

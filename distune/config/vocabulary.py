@@ -61,6 +61,12 @@ BOOLEAN_RECIPES = (
     "add_qdq_pair_to_weight",
     "dedicated_qdq_pair",
 )
+ON_BY_DEFAULT = (
+    "gemm_to_matmul",
+    "first_conv_or_matmul_quantization",
+    "last_conv_or_matmul_quantization",
+    "pre_post_process_quantization",
+)
 ARGUMENT_RECIPES = (
     "smooth_quant_args",
     "layer_wise_quant_args",

@@ -196,19 +196,28 @@ def _tag_text(tag: str) -> str:
     return f"the tag {shown} is not allowed: a configuration holds plain text, numbers, lists and mappings"
 
 
+_SYNTAX = (
+    ("'\\t'", "a tab cannot stand here; indent with spaces"),
+    ("mapping values are not allowed", "a second ':' cannot stand here; check the indentation, or quote the value"),
+    ("could not find expected ':'", "a key without a ':'; each line of a section reads 'key: value'"),
+    ("but found another document", "a second document begins here; a configuration file holds one"),
+    ("but found '<block mapping start>'", "this line is indented differently from its neighbours"),
+    ("but found '-'", "a list item cannot stand here; check the indentation"),
+    ("'<stream end>'", "the file ends inside a '[' or '{' that is not closed"),
+    ("unexpected end of stream", "the file ends inside quotes that are not closed"),
+    ("found undefined alias", "{message}; an '&name' must come before its '*name'"),
+)
+"""What the parser says (part of it), and what that means to somebody who did not write the parser."""
+
+
 def _syntax_problem(error: yaml.YAMLError, source: str, lines: list[str]) -> Problem:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     message = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "the YAML cannot be read")
+    for said, meant in _SYNTAX:
+        if said in message:
+            message = meant.format(message=message) if "{message}" in meant else meant
+            break
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return Problem(Span(source, 1, 1), "", message)
     text = lines[mark.line] if mark.line < len(lines) else ""
-    hint = ""
-    if "'\\t'" in message:
-        hint = "; indent with spaces, YAML does not take tabs"
-    elif "mapping values are not allowed" in message:
-        hint = "; check the indentation, or put the value in quotes if it holds ': '"
-    elif "could not find expected ':'" in message:
-        hint = "; each line of a section reads 'key: value'"
-    elif "single document" in message:
-        message, hint = "a second document begins here", "; a configuration file holds one"
-    return Problem(Span(source, mark.line + 1, mark.column + 1, 1, text), "", f"{message}{hint}")
+    return Problem(Span(source, mark.line + 1, mark.column + 1, 1, text), "", message)
