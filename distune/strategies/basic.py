@@ -6,7 +6,7 @@ The stages are those of the ancestor's document: 1 default, 2 all recipes, 3 op-
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from distune.strategies.default import default_config
 from distune.strategies.fallback import accumulated_stage, block_stage, impact_order, instance_stage, score_order
 from distune.strategies.op_type_wise import op_type_wise, op_type_wise_total
 from distune.strategies.registry import strategy_registry
+from distune.strategies.settings import whole_number
 from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial
 
 
@@ -33,6 +34,11 @@ class BasicTuneStrategy(TuneStrategy):
     def __init__(self, space: TuningSpace, context: StrategyContext) -> None:
         super().__init__(space, context)
         self._lead: Trial | None = None
+
+    @classmethod
+    def check(cls, kwargs: Mapping[str, Any], name: str = "") -> None:
+        super().check(kwargs, name)
+        whole_number(kwargs, "op_type_wise_trials", 0, minimum=0)
 
     def next_tune_cfg(self) -> TuneGenerator:
         for sampling_size in self.space.sampling_sizes:
@@ -68,7 +74,8 @@ class BasicTuneStrategy(TuneStrategy):
 
     def op_type_wise_trials(self) -> int:
         """Trials that the op-type-wise stage may take."""
-        return int(self.context.kwargs.get("op_type_wise_trials", min(16, self.record.remaining // 4)))
+        affordable = min(16, self.record.remaining // 4)
+        return whole_number(self.context.kwargs, "op_type_wise_trials", affordable, minimum=0)
 
     def _op_type_wise(self, base: TuningConfig) -> TuneGenerator:
         limit = self.op_type_wise_trials()
