@@ -75,7 +75,7 @@ def import_module_or_file(name: str, what: str) -> ModuleType:
 
 
 def _import_file(path: Path, what: str) -> ModuleType:
-    path = Path(os.path.abspath(path.expanduser()))
+    path = Path(os.path.abspath(os.path.expanduser(path)))
     module_name = f"_distune_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{_identifier(path.stem)}"
     if module_name in sys.modules:
         return sys.modules[module_name]
@@ -89,7 +89,7 @@ def _import_file(path: Path, what: str) -> ModuleType:
     try:
         with _FolderOnPath(path.parent):
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself would end the run
         del sys.modules[module_name]
         raise _raised_on_import(what, str(path), error) from error
     return module
@@ -109,7 +109,7 @@ def _import_module(name: str, what: str) -> ModuleType:
                 f"install it, add its folder to PYTHONPATH, or write the file: path/to/{name.split('.')[-1]}.py"
             ) from None
         raise _raised_on_import(what, name, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself would end the run
         raise _raised_on_import(what, name, error) from error
 
 
@@ -151,7 +151,7 @@ def user_traceback(error: BaseException, skip: Iterable[str] = ()) -> str:
     return "".join(shown.format()).rstrip()
 
 
-def _raised_on_import(what: str, where: str, error: Exception) -> UserCodeError:
+def _raised_on_import(what: str, where: str, error: BaseException) -> UserCodeError:
     return UserCodeError(f"{what}: {where} raises when it is imported:\n{user_traceback(error)}")
 
 

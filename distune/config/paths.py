@@ -59,7 +59,7 @@ class PathResolver:
         expanded = self.expand(text)
         if "://" in expanded:
             return expanded
-        return os.path.normpath(self.folder / Path(expanded).expanduser())
+        return os.path.normpath(self.folder / os.path.expanduser(expanded))
 
     def reference(self, text: str) -> str:
         """``module:name`` as it is, ``file.py:name`` with the file absolute.

@@ -41,14 +41,15 @@ from distune.config.vocabulary import APPROACHES, DYNAMIC_FRAMEWORK, FOREIGN_FRA
 
 
 def _framework(value: Any) -> str:
+    if not isinstance(value, str):
+        raise FaultError.of(f"{describe(value)} is no framework; known: {', '.join(FRAMEWORKS)}")
     if value in FOREIGN_FRAMEWORKS:
         raise FaultError.of(
             f"distune does not run {value} models; export the model to ONNX ({FOREIGN_FRAMEWORKS[value]}) and write "
             "'framework: onnxruntime' with 'path: model.onnx'"
         )
-    if not isinstance(value, str) or (value not in FRAMEWORKS and value != "NA"):
-        hint = did_you_mean(value, FRAMEWORKS) if isinstance(value, str) else f"; known: {', '.join(FRAMEWORKS)}"
-        raise FaultError.of(f"{describe(value)} is no framework{hint}")
+    if value not in FRAMEWORKS and value != "NA":
+        raise FaultError.of(f"{describe(value)} is no framework{did_you_mean(value, FRAMEWORKS)}")
     return value
 
 
@@ -81,12 +82,10 @@ class Model(Section):
 
     @classmethod
     def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
-        path = data.get("path")
+        path, told = data.get("path"), data.get("framework", "NA") != "NA"
         if path is None:
             yield Fault("'path' is missing: the model file, relative to this configuration", (), "key")
-        elif (
-            data.get("framework", "NA") == "NA" and isinstance(path, str) and not framework_of(_expanded(path, context))
-        ):
+        elif not told and isinstance(path, str) and not framework_of(_expanded(path, context)):
             message = f"'framework' is missing and cannot be told from {path!r}: one of {', '.join(FRAMEWORKS)}"
             yield Fault(message, (), "key")
 
@@ -99,7 +98,7 @@ def framework_of(path: str) -> str:
 
 
 def _version(value: Any) -> Any:
-    if not isinstance(value, int | float) or isinstance(value, bool) or int(value) != 1:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value < 2:
         raise FaultError.of(f"expected version 1.0 of the configuration, got {describe(value)}")
     return float(value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, InstanceOf, WithJsonSchema
+from pydantic import Field, InstanceOf
 
 from distune.config.components import METRIC, Dataset, Metric, Transforms, parse_many
 from distune.config.diagnostics import describe
@@ -52,19 +52,10 @@ class Postprocess(Section):
     transform: Transforms = Field((), description="Transforms of (outputs, labels), in order.")
 
 
-def _metrics(value: Any, context: Context) -> tuple[ComponentSpec, ...]:
-    return parse_many(METRIC, value, context)
-
-
-Metrics = Annotated[
-    tuple[InstanceOf[ComponentSpec], ...], checked_in_context(_metrics), WithJsonSchema({"type": "object"})
-]
-
-
 class MultiMetrics(Section):
     """Several metrics. In the file they stand beside ``weight`` and ``higher_is_better``, by name."""
 
-    metrics: Metrics = Field((), description="The metrics.")
+    metrics: tuple[InstanceOf[ComponentSpec], ...] = Field((), description="The metrics.")
     weight: Weights | None = Field(None, description="One weight for each metric; without, each must meet alone.")
     higher_is_better: Flags | None = Field(None, description="One direction for each metric.")
 
@@ -82,8 +73,10 @@ class MultiMetrics(Section):
 def _multi_metrics(value: Any, context: Context) -> Any:
     if not isinstance(value, dict):
         raise FaultError.of(f"expected metrics as keys and values, got {describe(value)}")
-    own = {key: item for key, item in value.items() if key in ("weight", "higher_is_better")}
-    return {**own, "metrics": {key: item for key, item in value.items() if key not in own}}
+    beside = {key: item for key, item in value.items() if key in ("weight", "higher_is_better")}
+    named = {key: item for key, item in value.items() if key not in beside}
+    # Parsed here and not by the field, so that a fault's place is the one in the file.
+    return {**beside, "metrics": parse_many(METRIC, named, context)}
 
 
 class Accuracy(Section):

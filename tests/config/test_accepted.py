@@ -104,6 +104,7 @@ def test_a_document_block_in_a_job_says_what_it_lacks_and_nothing_else(load: Loa
     assert "the dataset TFRecordDataset needs TensorFlow" in str(caught.value)
 
 
+@pytest.mark.assets
 def test_every_yaml_block_of_the_1x_documents_is_accepted(assets: Path, tmp_path: Path) -> None:
     document = assets.parent / "reference" / "documents" / "tuning_strategies_lpot_1x.md"
     if not document.is_file():

@@ -75,3 +75,9 @@ def test_a_missing_import_inside_user_code_is_the_users_error(code: Path) -> Non
     (code / "needs.py").write_text("import package_that_is_not_installed\n")
     with pytest.raises(UserCodeError, match="package_that_is_not_installed"):
         import_object("needs.py:f", "eval_func")
+
+
+def test_a_script_that_ends_itself_does_not_end_the_run(code: Path) -> None:
+    (code / "script.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UserCodeError, match="SystemExit"):
+        import_object("script.py:f", "eval_func")

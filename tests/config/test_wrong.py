@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from distune.config.load import load_config
 from distune.errors import ConfigError, UsageError
 from tests.config.conftest import KNOWN, Load
+from tests.config.documents import COMPLETE
 from tests.config.wrong import CORPUS, MARK, Wrong
 
 
@@ -94,3 +96,42 @@ def test_a_fragment_is_no_job(load: Load) -> None:
     assert fragment.is_fragment
     with pytest.raises(ConfigError, match="'model' is missing"):
         fragment.job()
+
+
+ODD = (
+    "",
+    "[]",
+    "{}",
+    "{a: 1}",
+    "[1,[2]]",
+    "-1",
+    ".nan",
+    "true",
+    "2021-01-01",
+    "'%'",
+    "!!set {a}",
+    "${",
+    "~~/y",
+    "1e400",
+)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_file_however_odd_ends_in_anything_but_a_config_error(load: Load, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(60):
+        lines = COMPLETE.splitlines()
+        index = chance.randrange(len(lines))
+        values = list(re.finditer(r": +([^\s{}\[\],][^{}\[\],]*|\{[^{}]*\}|\[[^\]]*\])", lines[index]))
+        if values and chance.random() < 0.8:
+            start, end = chance.choice(values).span(1)
+            lines[index] = lines[index][:start] + chance.choice(ODD) + lines[index][end:]
+        else:
+            del lines[index]
+        message = ""
+        try:
+            loaded = load("\n".join(lines))
+            assert loaded.is_fragment or loaded.job().model.framework
+        except ConfigError as error:
+            message = str(error)
+        assert not re.search("pydantic|Input should|something else|Value error", message)

@@ -225,6 +225,11 @@ CORPUS = [
         ("'metric' and 'multi_metrics' exclude each other",),
     ),
     Wrong(
+        "one of several metrics",
+        "evaluation:\n  accuracy:\n    multi_metrics:\n      topk: 1\n      ▸Acuracy: {}\n",
+        ("evaluation.accuracy.multi_metrics.Acuracy: unknown metric 'Acuracy'; did you mean 'Accuracy'?",),
+    ),
+    Wrong(
         "weights of metrics",
         "evaluation: {accuracy: {multi_metrics: {topk: 1, Accuracy: {}, weight: ▸[1, 2, 3]}}}",
         ("expected 2 weights, one for each metric, got 3",),
