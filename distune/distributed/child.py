@@ -167,6 +167,8 @@ class ChildWorker(Worker):
 
     def _advance(self) -> None:
         """Hand out what can be handed out, and write what is waiting to be written."""
+        if self._queue and self._current is None and self._process is not None and self._process.has_ended():
+            self._bury("crash", "")  # died while idle: nobody's fault
         while self._queue and self._current is None and not self._closed and not self._suspended:
             if self._process is None:
                 self._start()

@@ -14,6 +14,7 @@ from distune.config.job import ModelSpec, TuningJob
 from distune.distributed import mpi
 from distune.distributed.mpi import MpiTransport
 from distune.distributed.transport import ResultArrived, WorkerLost
+from distune.errors import UsageError
 from distune.trial.messages import Failure, LoadStatistics, ProbeAnswer
 from tests.distributed.runners import ask
 
@@ -93,7 +94,37 @@ def idle(transport: MpiTransport) -> Any:
     return [after[rank] - before[rank] for rank in sorted(after)]
 
 
-CASES: dict[str, Callable[[MpiTransport], Any]] = {f.__name__: f for f in (echo, crash, model, blob, kill, idle)}
+def conformance(transport: MpiTransport) -> Any:
+    """All promises of ``test_transport_conformance``."""
+    from tests.distributed.test_transport_conformance import check
+
+    check(transport)
+    return "kept"
+
+
+def environment(transport: MpiTransport) -> Any:
+    """Variables that the children see."""
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "environment"))
+    return [sorted(known["data"]["environ"]) for known in answers(transport, len(transport.workers))]
+
+
+def interrupted(transport: MpiTransport) -> Any:
+    """Waits for USR1 on rank 0, as a run does in mid-trial."""
+    seen: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "hang"))
+    print("waiting", flush=True)
+    end = time.monotonic() + 60
+    while not seen and time.monotonic() < end:
+        transport.poll(0.2)
+    return "orderly"
+
+
+CASES: dict[str, Callable[[MpiTransport], Any]] = {
+    case.__name__: case for case in (echo, crash, model, blob, kill, idle, conformance, environment, interrupted)
+}
 
 
 def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
@@ -107,12 +138,19 @@ def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
         os.environ["DISTUNE_HOSTNAME"] = hosts[rank]
     if rank:
         lacking = os.environ.get("TEST_LACKING")
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         return mpi.serve(communicator, (lambda entry: True) if lacking else mpi.is_lacking)
     with mpi.aborting_on_error(communicator):
         if case == "dismiss":
             mpi.dismiss(communicator, exit_code)
             return exit_code
-        transport = MpiTransport(TuningJob(ModelSpec("none", path), isolation=isolation), communicator, runner=RUNNER)
+        job = TuningJob(ModelSpec("none", path), isolation=isolation)
+        try:
+            transport = MpiTransport(job, communicator, runner=RUNNER)
+        except UsageError as error:
+            print(json.dumps(str(error)))
+            mpi.dismiss(communicator, exit_code)
+            return exit_code
         print(json.dumps(CASES[case](transport)), flush=True)
         transport.close(exit_code)
         return exit_code

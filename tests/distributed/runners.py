@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -68,6 +69,14 @@ class ScriptedRunner:
     def _exit(self, code: int = 3) -> None:
         print("last words", file=sys.stderr)
         os._exit(code)
+
+    def _spawn(self) -> dict[str, Any]:
+        return {"pid": subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid}
+
+    def _fork_and_exit(self) -> None:
+        if os.fork():
+            os._exit(4)
+        time.sleep(60)
 
     def _sysexit(self) -> None:
         sys.exit(7)

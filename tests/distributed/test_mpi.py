@@ -1,0 +1,88 @@
+"""What only an MPI job can show: files that travel, ranks that die, exit codes, idle ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.mpirun import needs_mpirun, needs_ulfm, run_program
+
+pytestmark = [needs_mpirun, pytest.mark.mpi]
+
+
+def test_eight_ranks_on_few_cores_all_work_and_agree_on_the_exit_code() -> None:
+    done = run_program("echo", ranks=8, exit_code=75)
+    assert sorted(answer["rank"] for answer in done.answer["answers"]) == list(range(8))
+    assert [local for _, _, local in done.answer["hosts"]] == list(range(8))
+    assert done.code == 75
+
+
+def test_local_ranks_are_counted_by_host() -> None:
+    done = run_program("echo", ranks=4, environment={"TEST_HOSTS": "a,b,a,b"})
+    assert done.answer["hosts"] == [[0, "a", 0], [1, "b", 0], [2, "a", 1], [3, "b", 1]]
+
+
+def test_children_that_die_are_failures_and_their_successors_know_the_statistics() -> None:
+    done = run_program("crash", ranks=3)
+    failed = {known["rank"]: known for known in done.answer if "failure" in known}
+    fine = {known["rank"]: known["data"] for known in done.answer if "data" in known}
+    assert {rank: known["failure"] for rank, known in failed.items()} == {0: "crash", 1: "crash", 2: "crash"}
+    assert "exited with status 3" in failed[1]["message"]
+    assert "last words" in failed[1]["detail"]
+    assert "SIGSEGV" in failed[2]["message"]
+    assert [fine[rank]["received"] for rank in range(3)] == [["statistics 100: 3000000"]] * 3
+
+
+def test_a_file_travels_once_to_a_node_that_lacks_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"m" * 40_000_000)
+    done = run_program("model", ranks=3, path=str(model), environment={"TEST_HOSTS": "a,b,b", "TEST_LACKING": "1"})
+    found = {known["rank"]: known["data"] for known in done.answer}
+    assert {rank: known["content"] for rank, known in found.items()} == dict.fromkeys(range(3), 40_000_000)
+    assert found[0]["path"] == str(model)
+    assert found[1]["path"] == found[2]["path"] != str(model)
+    assert found[1]["path"].endswith("/model.onnx")
+    assert not Path(found[1]["path"]).parents[1].exists()
+
+
+def test_nothing_travels_where_the_node_has_the_file(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"m" * 1000)
+    done = run_program("model", ranks=2, path=str(model), environment={"TEST_HOSTS": "a,b"})
+    assert {known["data"]["path"] for known in done.answer} == {str(model)}
+
+
+def test_a_large_answer_arrives() -> None:
+    done = run_program("blob", ranks=2)
+    assert done.answer[0]["data"]["blob"] == 120_000_000
+
+
+def test_children_do_not_see_the_launcher() -> None:
+    done = run_program("environment", ranks=2)
+    for names in done.answer:
+        assert not [name for name in names if name.startswith(("OMPI_", "PMIX_", "PRTE_", "PMI_"))]
+
+
+def test_idle_ranks_sleep() -> None:
+    done = run_program("idle", ranks=4)
+    assert max(done.answer) < 3.0 * 0.05, "seconds of processor time in three seconds of idleness"
+
+
+def test_ranks_leave_with_the_code_of_a_master_that_never_opened_a_transport() -> None:
+    assert run_program("dismiss", ranks=3, exit_code=2).code == 2
+
+
+def test_an_unhandled_error_on_one_rank_ends_the_job_and_says_where() -> None:
+    done = run_program("raise-on-1", ranks=3)
+    assert done.code != 0
+    assert "rank 1 on" in done.err
+    assert "planted on rank 1" in done.err
+
+
+@needs_ulfm
+def test_a_rank_that_is_killed_is_survived() -> None:
+    lost, answer, workers = run_program("kill", ranks=3).answer
+    assert lost == [{"lost": 1}]
+    assert answer[0]["rank"] == 2
+    assert workers == [0, 2]
