@@ -65,7 +65,7 @@ def config_error(source: str, problems: Iterable[Problem]) -> ConfigError:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?``, else what is known."""
     names = sorted(known)
-    folded = {candidate.casefold(): candidate for candidate in names}
+    folded = {candidate.casefold(): candidate for candidate in reversed(names)}  # of aliases the capitalised one
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.55)
     if close:
         return f"; did you mean {folded[close[0]]!r}?"
