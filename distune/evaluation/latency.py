@@ -2,8 +2,10 @@
 
 One number from one long loop says little on a machine that changes its clock rate and has neighbours. So candidate and
 fp32 are timed in short blocks, in the same process, in the order A B B A and B A A B in turn: whatever drifts linearly
-over a pair of blocks adds the same to both sides and cancels in their ratio. The median of the pairs' ratios shrugs off
-pairs that a neighbour disturbed, and its interval needs no assumption about the form of the noise.
+over a pair of blocks adds the same to both sides and cancels in their ratio. A block is many readings of the clock and
+its time their median, since a scheduler that takes the core away every few milliseconds keeps step with the blocks: of
+plain sums, whole measurements came out wrong. The median of the pairs' ratios shrugs off pairs that were disturbed all
+the same, and its interval needs no assumption about the form of the noise.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 BLOCK_SECONDS = 0.002
-"""A block repeats its model until it lasts about this long, so that the clock's resolution does not matter."""
+"""A block repeats its model until it lasts about this long."""
+
+CHUNK_SECONDS = 0.0001
+"""Time between two readings of the clock: long against a reading, short against what disturbs."""
+
+_SURELY_LONG = 10
+"""A first run of this many blocks is believed to be that long; a shorter one may only have been disturbed."""
 
 CONFIDENCE = 0.95
 
@@ -95,17 +103,19 @@ def measure(
         for _ in range(warmup):
             candidate()
             baseline()
-        pair = _Pair(candidate, baseline, clock)
+        block, baseline_block = _Block.sized(candidate, clock), _Block.sized(baseline, clock)
         pair_limit = math.inf
         if iteration > 0:
-            pair.limit_runs(iteration)
-            pair_limit = max(1, iteration // (2 * max(pair.candidate_runs, pair.baseline_runs)))
+            # Blocks are shortened where they would leave too few pairs for an interval.
+            most = max(1, iteration // (2 * _FIRST_LOOK))
+            block, baseline_block = block.limited(most), baseline_block.limited(most)
+            pair_limit = max(1, iteration // (2 * max(block.size, baseline_block.size)))
         timed_from = clock()
         times: list[tuple[float, float]] = []
         look = _FIRST_LOOK
         tight = False
         while len(times) < pair_limit:
-            times.append(pair.time(candidate_first=len(times) % 2 == 0))
+            times.append(_time_pair(block, baseline_block, clock, candidate_first=len(times) % 2 == 0))
             if len(times) == look:
                 low, high = median_interval([c / b for c, b in times], _LOOK_CONFIDENCE)
                 tight = (high - low) / 2 <= target_half_width
@@ -167,54 +177,63 @@ def tie_set(measured: Sequence[Interval]) -> tuple[int, ...]:
     return tuple(index for index, latency in enumerate(measured) if overlaps(latency, fastest))
 
 
-class _Pair:
-    """Times one pair: two blocks of each model, in an order in which linear drift cancels."""
+@dataclass(frozen=True)
+class _Block:
+    """How one model's block is made: ``chunks`` readings of the clock, ``runs`` runs each."""
 
-    def __init__(self, candidate: Run, baseline: Run, clock: Clock) -> None:
-        self._candidate = candidate
-        self._baseline = baseline
-        self._clock = clock
-        self.candidate_runs = self._runs_per_block(candidate)
-        self.baseline_runs = self._runs_per_block(baseline)
+    run: Run
+    runs: int
+    chunks: int
 
-    def limit_runs(self, iteration: int) -> None:
-        """Shorten the blocks where ``iteration`` runs would not give enough pairs for an interval."""
-        most = max(1, iteration // (2 * _FIRST_LOOK))
-        self.candidate_runs = min(self.candidate_runs, most)
-        self.baseline_runs = min(self.baseline_runs, most)
-
-    def time(self, candidate_first: bool) -> tuple[float, float]:
-        """Nanoseconds of one run of the candidate and of the baseline."""
-        if candidate_first:
-            first = self._block(self._candidate, self.candidate_runs)
-            baseline = self._block(self._baseline, self.baseline_runs)
-            baseline += self._block(self._baseline, self.baseline_runs)
-            candidate = first + self._block(self._candidate, self.candidate_runs)
-        else:
-            first = self._block(self._baseline, self.baseline_runs)
-            candidate = self._block(self._candidate, self.candidate_runs)
-            candidate += self._block(self._candidate, self.candidate_runs)
-            baseline = first + self._block(self._baseline, self.baseline_runs)
-        # A clock that did not move between two readings would make a ratio of nothing.
-        return max(candidate, 1) / (2 * self.candidate_runs), max(baseline, 1) / (2 * self.baseline_runs)
-
-    def _block(self, run: Run, runs: int) -> int:
-        # The repetition is a prepared range, not a counter: less Python between two runs.
-        repeat = range(runs)
-        started = self._clock()
-        for _ in repeat:
-            run()
-        return self._clock() - started
-
-    def _runs_per_block(self, run: Run) -> int:
-        """Doubled until a block lasts, since one run may be shorter than the clock's resolution."""
+    @classmethod
+    def sized(cls, run: Run, clock: Clock) -> _Block:
+        """A block of about ``BLOCK_SECONDS``; the length of a run is found by running it."""
         runs = 1
-        while (elapsed := self._block(run, runs)) * 1e-9 < BLOCK_SECONDS:
-            wanted = runs * BLOCK_SECONDS * 1e9 / elapsed if elapsed > 0 else math.inf
-            if elapsed * 1e-9 > BLOCK_SECONDS / 4:
-                return math.ceil(wanted)
+        while True:
+            probe = cls(run, runs, 1)
+            nanoseconds = probe.time(clock)[0]
+            if nanoseconds < _SURELY_LONG * BLOCK_SECONDS * 1e9:  # it may have been short but for a neighbour
+                nanoseconds = min(nanoseconds, *(probe.time(clock)[0] for _ in range(2)))
+            if nanoseconds >= CHUNK_SECONDS * 1e9:
+                return cls(run, runs, max(1, round(BLOCK_SECONDS * 1e9 / nanoseconds)))
             runs *= 2
-        return runs
+
+    @property
+    def size(self) -> int:
+        """Runs in the block."""
+        return self.runs * self.chunks
+
+    def limited(self, most: int) -> _Block:
+        """The block with at most ``most`` runs."""
+        runs = min(self.runs, most)
+        return _Block(self.run, runs, min(self.chunks, most // runs))
+
+    def time(self, clock: Clock) -> list[int]:
+        """Nanoseconds of each chunk."""
+        run, repeat = self.run, range(self.runs)
+        times: list[int] = []
+        before = clock()
+        for _ in range(self.chunks):
+            for _ in repeat:
+                run()
+            now = clock()
+            times.append(now - before)
+            before = now
+        return times
+
+    def per_run(self, times: Sequence[int]) -> float:
+        """Median nanoseconds of one run; at least a fraction of one, should the clock not have moved."""
+        return max(statistics.median(times), 1) / self.runs
+
+
+def _time_pair(candidate: _Block, baseline: _Block, clock: Clock, candidate_first: bool) -> tuple[float, float]:
+    """Nanoseconds of one run of the candidate and of the baseline, from two blocks of each: A B B A."""
+    outer, inner = (candidate, baseline) if candidate_first else (baseline, candidate)
+    outer_times = outer.time(clock)
+    inner_times = inner.time(clock) + inner.time(clock)
+    outer_times += outer.time(clock)
+    outer_run, inner_run = outer.per_run(outer_times), inner.per_run(inner_times)
+    return (outer_run, inner_run) if candidate_first else (inner_run, outer_run)
 
 
 def _next_look(look: int) -> int:
