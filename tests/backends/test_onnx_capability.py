@@ -114,7 +114,10 @@ def test_every_option_of_a_weighted_op_executes_on_integers(position: int) -> No
     ops = backend.facts().capability.ops
     option = options_of(backend.facts().capability, "conv1")[position]
     config = TuningConfig(
-        tuple((op.name, option if op.has_weight else OpConfig("static", option.activation)) for op in ops),
+        tuple(
+            (op.name, option if option in op.options else OpConfig("static", option.activation, op.options[0].weight))
+            for op in ops
+        ),
         sampling_size=SAMPLES,
     )
     loaded = backend.load(config)
@@ -122,6 +125,13 @@ def test_every_option_of_a_weighted_op_executes_on_integers(position: int) -> No
     expected, actual = backend.load(None).predict(feed)[0], loaded.predict(feed)[0]
     assert (loaded.ops_executed_int8, dict(loaded.reasons)) == (4, {})
     assert np.square(expected - actual).mean() < 0.02 * np.square(expected).mean()
+
+
+def test_every_option_of_a_grouped_convolution_is_one_of_a_plain_one() -> None:
+    capability = inspect(prepare(convolution_model()))
+    left_out = set(options_of(capability, "conv1")) - set(options_of(capability, "conv2"))
+    assert set(options_of(capability, "conv2")) < set(options_of(capability, "conv1"))
+    assert {(o.weight.scheme, o.weight.granularity) for o in left_out if o.weight} == {("asym", "per_channel")}
 
 
 def test_default_comes_first_and_fp32_last() -> None:

@@ -1,0 +1,127 @@
+"""Models that cannot be quantized are refused with the way out; the others keep the names of their nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from distune.backends.onnxruntime.model import load_model
+from distune.backends.onnxruntime.preprocess import prepare
+from distune.backends.onnxruntime.session import create_session
+from distune.config.job import ModelSpec
+from distune.errors import ModelError
+from tests.backends.onnx_models import backend_of, convolution_model, default_config, images, model
+
+
+def spec(live: object = None, path: str = "") -> ModelSpec:
+    return ModelSpec("onnxruntime", path=path, live=live)
+
+
+def test_a_path_bytes_and_a_live_model_are_the_same(tmp_path: Path) -> None:
+    proto = convolution_model()
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+    assert load_model(spec(path=str(path))) == load_model(spec(proto)) == load_model(spec(path.read_bytes()))
+
+
+def test_a_live_model_is_not_changed() -> None:
+    proto = convolution_model()
+    proto.graph.node[0].name = ""
+    before = proto.SerializeToString()
+    load_model(spec(proto))
+    assert proto.SerializeToString() == before
+
+
+def test_nodes_without_a_name_get_one() -> None:
+    proto = convolution_model()
+    for node in proto.graph.node:
+        node.name = ""
+    proto.graph.node[1].name = "twice"
+    proto.graph.node[3].name = "twice"
+    names = [node.name for node in load_model(spec(proto)).graph.node]
+    assert names[:4] == ["Conv_0", "twice", "Conv_2", "Relu_3"]
+
+
+def old_opset() -> onnx.ModelProto:
+    proto = convolution_model()
+    proto.opset_import[0].version = 11
+    return proto
+
+
+def with_node(node: onnx.NodeProto) -> onnx.ModelProto:
+    proto = convolution_model()
+    proto.graph.node.append(node)
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("proto", "message"),
+    [
+        (old_opset(), "opset 11.*convert_version"),
+        (with_node(helper.make_node("QuantizeLinear", ["y", "s"], ["q"], "q")), "quantized already.*QuantizeLinear"),
+        (with_node(helper.make_node("Odd", ["y"], ["q"], "q", domain="my.ops")), "my.ops.Odd"),
+        (with_node(helper.make_node("Relu", ["nowhere"], ["q"], "q")), "ONNX Runtime cannot load the model.*nowhere"),
+        (onnx.ModelProto(), "no nodes"),
+        (b"not a model", "not an ONNX model|no nodes"),
+        (42, "is a int"),
+    ],
+    ids=["opset", "quantized", "domain", "broken graph", "empty", "bytes", "type"],
+)
+def test_what_cannot_be_quantized_is_refused_with_the_reason(proto: object, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        prepare(load_model(spec(proto)))
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(spec(path=str(tmp_path / "none.onnx")))
+    path = tmp_path / "text.onnx"
+    path.write_text("this is no model at all")
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        load_model(spec(path=str(path)))
+
+
+def test_batch_normalization_is_folded_and_names_stay_the_users() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "the conv"),
+        helper.make_node("BatchNormalization", ["c", "g", "b", "m", "v"], ["n"], "the norm"),
+        helper.make_node("Relu", ["n"], ["y"], "the relu"),
+    ]
+    constants = {"w": rng.normal(size=(4, 3, 1, 1))}
+    constants |= {name: rng.uniform(0.5, 2, size=4) for name in "gbmv"}
+    constants = {name: value.astype(np.float32) for name, value in constants.items()}
+    proto = model(nodes, {"x": ["n", 3, 12, 12]}, ["y"], constants)
+    prepared = prepare(load_model(spec(proto)))
+    assert [(node.op_type, node.name) for node in prepared.proto.graph.node] == [
+        ("Conv", "the conv"),
+        ("Relu", "the relu"),
+    ]
+    feed = images()[0]
+    expected = create_session(proto.SerializeToString()).run(None, feed)[0]
+    actual = create_session(prepared.proto.SerializeToString()).run(None, feed)[0]
+    np.testing.assert_allclose(expected, actual, rtol=1e-5, atol=1e-5)
+
+
+def test_a_fused_matmul_keeps_its_name() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "product"),
+        helper.make_node("Add", ["p", "b"], ["y"], "bias"),
+    ]
+    constants = {"w": rng.normal(size=(12, 4)).astype(np.float32), "b": rng.normal(size=4).astype(np.float32)}
+    feeds = [{"x": rng.normal(size=(4, 12)).astype(np.float32)} for _ in range(3)]
+    backend = backend_of(model(nodes, {"x": ["n", 12]}, ["y"], constants), feeds)
+    assert [op.name for op in backend.facts().capability.ops if op.has_weight] == ["product"]
+    assert backend.load(default_config(backend)).ops_executed_int8 == 1
+
+
+def test_preparation_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    prepare(load_model(spec(convolution_model())))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,223 @@
+"""The quantized graph is ONNX Runtime's own, and what falls back really runs in fp32."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+
+from distune.backends.onnxruntime.graph import GraphIndex
+from distune.backends.onnxruntime.preprocess import prepare
+from distune.backends.onnxruntime.session import create_session, optimized_graph
+from distune.backends.statistics import CalibrationStatistics
+from distune.config.job import ModelSpec, TuningJob
+from distune.errors import TrialError
+from distune.space.op_config import FP32, OpConfig, TensorConfig, TuningConfig
+from tests.backends.onnx_models import (
+    SAMPLES,
+    OnnxRuntimeBackend,
+    attention_model,
+    backend_of,
+    convolution_model,
+    default_config,
+    images,
+    model,
+    sentences,
+)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_default_config_is_quantize_static_with_the_same_ranges(tmp_path: Path, per_channel: bool) -> None:
+    proto = convolution_model()
+    backend = backend_of(proto, images())
+    config = default_config(backend)
+    if not per_channel:
+        weight = TensorConfig("int8", "sym", "per_tensor")
+        config = config.with_ops(
+            {name: OpConfig("static", op.activation, weight) for name, op in config.ops if op.weight is not None}
+        )
+    saved = backend.export(config).deploy["ranges"]
+    ranges = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in saved.items()}
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, ranges), tmp_path / "ranges.json")
+    path = tmp_path / "reference.onnx"
+    quantize_static(
+        prepare(proto).proto,
+        path,
+        calibration_cache_path=tmp_path / "ranges.json",
+        nodes_to_quantize=list(config.quantized_ops),
+        per_channel=per_channel,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    reference = create_session(path.read_bytes())
+    for feed in images(4, seed=11):
+        assert np.array_equal(reference.run(None, feed)[0], backend.load(config).predict(feed)[0])
+
+
+def test_a_second_quantization_from_remembered_weights_is_the_same() -> None:
+    backend = backend_of(convolution_model(), images())
+    config = default_config(backend)
+    first = backend.export(config).files
+    backend.load(config.with_ops({"conv2": FP32, "relu2": FP32}))
+    assert backend.export(config).files == first
+    assert backend_of(convolution_model(), images()).export(config).files == first
+
+
+def initializer(proto: onnx.ModelProto, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(tensor for tensor in proto.graph.initializer if tensor.name == name))
+
+
+def test_types_and_schemes_are_those_of_each_op() -> None:
+    backend = backend_of(convolution_model(), images())
+    symmetric = OpConfig("static", TensorConfig("uint8", "sym"), TensorConfig("int8", "sym", "per_tensor"))
+    asymmetric = OpConfig("static", TensorConfig("uint8", "asym"), TensorConfig("uint8", "asym"))
+    config = default_config(backend).with_ops({"conv1": symmetric, "conv3": asymmetric})
+    proto = backend.load(config).native
+    assert initializer(proto, "x_zero_point") == 128
+    assert initializer(proto, "w1_scale").shape == ()
+    assert initializer(proto, "w2_scale").shape == (8,)
+    assert initializer(proto, "w3_quantized").dtype == np.uint8
+    assert initializer(proto, "wf_scale").shape == (10,)
+
+
+def test_scale_and_zero_point_follow_from_the_calibrated_range() -> None:
+    feeds = images()
+    backend = backend_of(convolution_model(), feeds)
+    proto = backend.load(default_config(backend)).native
+    everything = np.concatenate([feed["x"].ravel() for feed in feeds])
+    scale = (float(everything.max()) - float(everything.min())) / 255
+    assert initializer(proto, "x_scale") == pytest.approx(scale, rel=1e-6)
+    assert initializer(proto, "x_zero_point") == round(-float(everything.min()) / scale)
+
+
+def test_the_first_quantized_consumer_decides_about_a_shared_tensor() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "first"),
+        helper.make_node("Conv", ["x", "w2"], ["b"], "second"),
+        helper.make_node("Concat", ["a", "b"], ["y"], "concat", axis=1),
+    ]
+    weights = {name: rng.normal(size=(4, 3, 1, 1)).astype(np.float32) for name in ("w1", "w2")}
+    backend = backend_of(model(nodes, {"x": ["n", 3, 12, 12]}, ["y"], weights), images())
+    signed = OpConfig("static", TensorConfig("int8", "sym"), TensorConfig("int8", "sym", "per_channel"))
+    config = default_config(backend)
+    assert initializer(backend.load(config.with_ops({"second": signed})).native, "x_zero_point").dtype == np.uint8
+    assert initializer(backend.load(config.with_ops({"first": signed})).native, "x_zero_point").dtype == np.int8
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_relu_stays_where_a_symmetric_range_does_not_clip_at_zero(dtype: str) -> None:
+    backend = backend_of(convolution_model(), images())
+    activation = TensorConfig(dtype, "sym")
+    config = TuningConfig(
+        tuple(
+            (name, OpConfig("static", activation, op.weight if op.weight else None))
+            for name, op in default_config(backend).ops
+        ),
+        sampling_size=SAMPLES,
+    )
+    loaded, feed = backend.load(config), images()[0]
+    assert sum(node.op_type == "Relu" for node in loaded.native.graph.node) == 2
+    expected, actual = backend.load(None).predict(feed)[0], loaded.predict(feed)[0]
+    assert np.square(expected - actual).mean() < 5e-3 * np.square(expected).mean()
+
+
+GROUPS = ("conv1", "conv2", "conv3", "pool", "fc")
+
+
+def fallback(backend: OnnxRuntimeBackend, groups: tuple[str, ...]) -> TuningConfig:
+    members = [op.name for op in backend.facts().capability.ops if op.group in groups]
+    return default_config(backend).with_ops(dict.fromkeys(members, FP32))
+
+
+@pytest.mark.parametrize("groups", [c for size in (1, 2, 3) for c in combinations(GROUPS, size)], ids="+".join)
+def test_what_falls_back_runs_in_fp32_and_takes_its_quantization_along(groups: tuple[str, ...]) -> None:
+    backend = backend_of(convolution_model(), images())
+    config = fallback(backend, groups)
+    loaded = backend.load(config)
+    weighted = {"conv1": "w1", "conv2": "w2", "conv3": "w3", "fc": "wf"}
+    assert loaded.ops_executed_int8 == len(weighted.keys() - set(groups))
+
+    index = GraphIndex(loaded.native)
+    quantized = set(config.quantized_ops)
+    for node in loaded.native.graph.node:
+        if node.op_type == "QuantizeLinear":
+            before = index.producer.get(node.input[0])
+            dequantize = index.only_consumer(node.output[0])
+            after = index.consumers.get(dequantize.output[0], []) if dequantize is not None else []
+            names = {before.name if before is not None else "", *(reader.name for reader in after)}
+            # A quantized Relu is merged into the range; what it followed, conv1 or conv2, is quantized too.
+            assert names & quantized, f"{node.name} sits between fp32 ops"
+
+    executed = optimized_graph(loaded.native.SerializeToString())
+    integers = {t.name for t in executed.graph.initializer if t.data_type in (onnx.TensorProto.INT8,)}
+    for name in set(groups) & weighted.keys():
+        assert f"{weighted[name]}_quantized" not in integers
+        assert not any(w.startswith(weighted[name]) for w in integers)
+    feed = images()[0]
+    expected, actual = backend.load(None).predict(feed)[0], loaded.predict(feed)[0]
+    assert np.square(expected - actual).mean() < 5e-3 * np.square(expected).mean()
+
+
+def test_a_fallen_back_convolution_is_not_quantized_again_in_a_default_session() -> None:
+    """Its weight has one channel a thousand times the others: per tensor, as the optimizer would do it, it is lost."""
+    backend = backend_of(convolution_model(planted=True), images())
+    loaded = backend.load(fallback(backend, ("conv2",)))
+    feed = images()[0]
+    default_session = ort.InferenceSession(loaded.native.SerializeToString(), providers=["CPUExecutionProvider"])
+    plain = backend.load(None).predict(feed)[0]
+    expected = create_session(loaded.native.SerializeToString()).run(None, feed)[0]
+    actual = default_session.run(None, feed)[0]
+    assert np.array_equal(expected, actual)
+    assert np.square(plain - actual).mean() < 1e-3 * np.square(plain).mean()
+    guards = [node for node in loaded.native.graph.node if node.op_type == "Max"]
+    assert len(guards) == 1
+
+
+def test_the_guard_is_only_there_where_the_optimizer_would_strike() -> None:
+    backend = backend_of(convolution_model(), images())
+    for groups in ((), ("conv1",), ("fc",), GROUPS):
+        proto = backend.load(fallback(backend, groups)).native
+        assert not any(node.op_type == "Max" for node in proto.graph.node), groups
+
+
+def test_a_weight_shared_with_an_op_that_fell_back_stays_exact_there() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "kept"),
+        helper.make_node("Sigmoid", ["a"], ["s"], "sigmoid"),
+        helper.make_node("Conv", ["s", "w"], ["y"], "quantized"),
+    ]
+    weight = rng.normal(size=(3, 3, 1, 1)).astype(np.float32)
+    backend = backend_of(model(nodes, {"x": ["n", 3, 12, 12]}, ["y"], {"w": weight}), images())
+    proto = backend.load(default_config(backend).with_ops({"kept": FP32})).native
+    index = GraphIndex(proto)
+    assert np.array_equal(numpy_helper.to_array(index.initializers[index.nodes["kept"].input[1]]), weight)
+    assert index.producer[index.nodes["quantized"].input[1]].op_type == "DequantizeLinear"
+
+
+def test_an_attention_graph_quantizes_both_kinds_of_matmul() -> None:
+    backend = backend_of(attention_model(), sentences())
+    loaded = backend.load(default_config(backend))
+    types = [node.op_type for node in optimized_graph(loaded.native.SerializeToString()).graph.node]
+    assert types.count("QLinearMatMul") == 6
+    assert "Softmax" in types
+    assert loaded.ops_executed_int8 == 5  # embedding and four projections
+
+
+def test_missing_calibration_and_unknown_ops_are_trial_errors() -> None:
+    backend = OnnxRuntimeBackend(TuningJob(ModelSpec("onnxruntime", live=convolution_model())))
+    with pytest.raises(TrialError, match="no calibration statistics for sampling size 8"):
+        backend.load(default_config(backend))
+    backend.set_statistics((), SAMPLES, CalibrationStatistics().to_bytes())
+    with pytest.raises(TrialError, match="not calibrated"):
+        backend.load(default_config(backend))
+    with pytest.raises(TrialError, match="no op 'nothing'"):
+        backend.load(TuningConfig((("nothing", OpConfig("static", TensorConfig("uint8"))),), sampling_size=SAMPLES))
