@@ -81,7 +81,8 @@ class Conf(metaclass=_Conf):
     def names(self) -> Names:
         """How the places of the document and of the extras are called."""
         own = {place: f"{type(self).__name__}.{name}" for name, place in self.places.items()}
-        extras = {(name,): f"{type(self).__name__}.{name}" for name in self.extras.model_fields} if self.extras else {}
+        beside = self.extras.model_fields if self.extras else {}
+        extras: dict[Place, str] = {(name,): f"{type(self).__name__}.{name}" for name in beside}
         return {(): type(self).__name__, **extras, **own}
 
     def check(self, known: KnownNames | None = None) -> Configuration:

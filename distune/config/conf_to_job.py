@@ -41,7 +41,7 @@ class Live:
 def job_of(
     conf: PostTrainingQuantConfig,
     model: ModelSpec,
-    live: Live = Live(),  # noqa: B008  (frozen)
+    live: Live = Live(),
     *,
     seed: int = 1978,
     workspace: str = "",
