@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distune.config.secret import Secret
+
+SECRET_SETTINGS = ("sigopt_api_token",)
+"""Settings of strategies that must not be written anywhere."""
+
 Approach = Literal["static", "dynamic", "auto", "weight_only", "qat"]
 ObjectiveName = Literal["performance", "modelsize", "footprint", "accuracy"]
 
@@ -174,11 +179,19 @@ class ObjectiveSpec:
 
 @dataclass(frozen=True)
 class StrategySpec:
-    """Strategy, its settings, and where a strategy of the user's own is defined."""
+    """Strategy, its settings, and where a strategy of the user's own is defined.
+
+    Tokens among the settings become ``Secret``: printing, journalling or sending the job does not give them away.
+    """
 
     name: str = "basic"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     module: str = ""
+
+    def __post_init__(self) -> None:
+        hidden = {key: Secret.wrap(self.kwargs[key]) for key in SECRET_SETTINGS if self.kwargs.get(key) is not None}
+        if hidden:
+            object.__setattr__(self, "kwargs", {**self.kwargs, **hidden})
 
 
 @dataclass(frozen=True)

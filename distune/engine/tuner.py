@@ -7,11 +7,13 @@ has read from the journal or written there first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from distune.config.job import StrategySpec, TuningJob
+from distune.config.job import DataloaderSpec, StrategySpec, TuningJob
 from distune.distributed.transport import Event, Transport, WorkerInfo, WorkerLost
 from distune.engine import events
 from distune.engine.book import TrialBook
@@ -174,6 +176,8 @@ class Tuner:
             tell=self._skip,
             think=self._dispatcher.meanwhile,
             score=self._score,
+            outside=self._outside,
+            facts=_facts(self._job),
         )
         with suppress(TuningFinished):  # an overridden traverse() may go on asking after the end
             strategy_type(self._space, context).traverse()
@@ -264,6 +268,17 @@ class Tuner:
         name = by_level.get(self._job.quant_level)
         return self._job.strategy if name is None else replace(self._job.strategy, name=name)
 
+    def _outside(self, key: str, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives, or gave when the run first came here: see ``StrategyContext.outside``."""
+        assert self._journal is not None  # set by _open_journal
+        for record in self._journal.records("note"):
+            if record.data.get("kind") == "outside" and record.data.get("key") == key:
+                return record.data["value"]
+        value = self._dispatcher.meanwhile(work)
+        noted = self._journal.append("note", {"kind": "outside", "key": key, "value": value})
+        self._journal.commit()
+        return noted.data["value"]
+
     def _score(self, trial: Trial) -> float | None:
         found = score(trial, self._job.objectives, self._objective_baseline())
         return None if found is None else found.value
@@ -338,6 +353,18 @@ class Tuner:
 
     def _tell(self, event: events.RunEvent) -> None:
         self._listener.on(event)
+
+
+def _facts(job: TuningJob) -> dict[str, str]:
+    """What the job is about, in names."""
+    loader = job.evaluation.dataloader
+    dataset = loader.dataset.name if isinstance(loader, DataloaderSpec) else ""
+    facts = {
+        "model": job.model.name or Path(job.model.path).name,
+        "framework": job.model.framework,
+        "dataset": dataset,
+    }
+    return {key: value for key, value in facts.items() if value}
 
 
 def _raise(failure: Failure, prefix: str = "") -> None:

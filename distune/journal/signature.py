@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distune.config.job import DataloaderSpec, TuningJob
+from distune.config.secret import Secret
 
 _SHOWN = 80
 """Characters of a value that a message shows at most."""
@@ -70,6 +71,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, str):
         return _named_code(value)
+    if isinstance(value, Secret):
+        return repr(value)  # that there is one; another token is no other job
     if isinstance(value, Path):
         return str(value)
     if is_dataclass(value) and type(value).__module__ == DataloaderSpec.__module__:

@@ -68,6 +68,10 @@ class StrategyContext:
         think: Calls a function that takes long (a sampler's) while the engine goes on handling what arrives.
         score: The objectives' weighted sum for a trial, lower is better and 1 is fp32; ``None`` where something that
             it needs was not measured.
+        outside: ``outside(key, work)`` gives what ``work`` returns, plain values, and records it under ``key``: for
+            answers that come from outside the run (a service) and would be others the next time. A run that is
+            resumed gets what was recorded and does not call ``work`` again. As with ``think`` the engine goes on.
+        facts: What the run is about, for services that show it: ``model``, ``framework``, ``dataset``.
     """
 
     record: Record
@@ -81,6 +85,8 @@ class StrategyContext:
     score: Callable[[Trial], float | None] = field(
         default=lambda trial: None if trial.latency is None else trial.latency.ratio
     )
+    outside: Callable[[str, Callable[[], Any]], Any] = field(default=lambda key, work: work())
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def _nearest(key: str, settings: Mapping[str, str]) -> str:

@@ -163,7 +163,7 @@ def play(
             run.decide()
         for trial in run.result(False).trials:
             known = book.find(trial.config.hash)
-            if trial.met and known is not None:
+            if (trial.met or stage.latency == "all") and known is not None:
                 book.update(replace(known, latency=model.latency(trial.config)))
         result = run.result(False)
         finished = book.remaining == 0 or (not timeout and stage.ends_run and result.met is not None)
