@@ -94,6 +94,10 @@ _LOOKUP_FOLLOWER_OPTIONS = (OpConfig("static", ACTIVATIONS[0]), FP32)
 
 _SHAPE_OPS = frozenset({"Shape", "Size", "Constant", "ConstantOfShape", "Cast", "Identity", "Range", "Expand"})
 
+_NORMALIZATIONS = frozenset(
+    {"LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
+)
+
 
 @dataclass(frozen=True)
 class _Quantizable:
@@ -201,6 +205,9 @@ def _reason_to_exclude(
         return "attention probabilities lose too much in 8 bits"
     if not any(producer.name in found for producer in _producers(index, node)):
         return "nothing before it is quantized"
+    readers = {reader.op_type for name in node.output for reader in index.consumers.get(name, ())}
+    if kind == "elementwise" and readers & _NORMALIZATIONS and _leader(index, node, found) is None:
+        return f"{min(readers & _NORMALIZATIONS)} behind it runs in fp32 and magnifies its rounding"
     return ""
 
 
