@@ -11,7 +11,7 @@ from typing import Any
 import distune
 from distune.distributed import mpi_protocol as p
 from distune.distributed.child import ChildWorker
-from distune.distributed.files import FileEntry, FileStore, is_lacking
+from distune.distributed.files import FileStore, is_lacking
 from distune.distributed.mpi_link import Backoff, MpiLink
 from distune.distributed.topology import worker_info
 from distune.distributed.worker import InlineWorker, Worker, unpack_job, wait_for
@@ -29,12 +29,10 @@ class Agent:
 
     Args:
         communicator: A communicator that nobody else uses.
-        lacking: Tells whether this node lacks a file.
     """
 
-    def __init__(self, communicator: Any, lacking: Callable[[FileEntry], bool] = is_lacking) -> None:
+    def __init__(self, communicator: Any) -> None:
         self._link = MpiLink(communicator)
-        self._lacking = lacking
         self._store = FileStore()
         self._expected: set[str] = set()
         self._worker: Worker | None = None
@@ -94,7 +92,7 @@ class Agent:
 
     def _on_manifest(self, message: p.Manifest) -> None:
         missing = [folder for folder in message.folders if not os.path.isdir(folder)]
-        self._expected = {entry.path for entry in message.files if self._lacking(entry)}
+        self._expected = {entry.path for entry in message.files if is_lacking(entry)}
         problems = tuple(
             f"folder {folder} does not exist on {worker_info(self._link.rank).host}; folders do not travel: "
             "copy it there, or put it on a file system that all nodes share"

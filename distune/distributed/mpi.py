@@ -6,6 +6,8 @@ once to each node that lacks them, then the job to every rank.
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 import sys
 import time
 import traceback
@@ -20,11 +22,9 @@ from distune.distributed import mpi_protocol as p
 from distune.distributed.agent import Agent, versions
 from distune.distributed.child import ChildWorker
 from distune.distributed.files import (
-    FileEntry,
     file_entry,
     files_of,
     folders_of,
-    is_lacking,
     read_chunks,
     rewrite_paths,
 )
@@ -41,42 +41,62 @@ if TYPE_CHECKING:
     from distune.journal.workspace import Workspace
 
 _GRACE_S = 8.0
-"""How long ``close`` waits for the other ranks before it aborts the job."""
+"""How long ``close`` waits for the other ranks."""
+
+_PATIENCE_S = 180.0
 
 
-def connect() -> Any:
+def connect(patience_s: float = _PATIENCE_S) -> Any:
     """A communicator of all ranks that belongs to distune alone. Collective: every rank calls it once.
+
+    Args:
+        patience_s: A rank that cannot even start (mpi4py missing on its node, say) leaves the others waiting in
+            ``MPI_Init`` where the launcher tolerates losses (ULFM). After so many seconds they print where they are
+            and exit with 1.
 
     Raises:
         MissingExtraError: mpi4py is not installed.
     """
-    return import_mpi().COMM_WORLD.Dup()
+    # MPI_Init holds Python's lock, so only a watchdog outside the interpreter can end the wait.
+    faulthandler.dump_traceback_later(patience_s, exit=True)
+    try:
+        return import_mpi().COMM_WORLD.Dup()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
-def run_ranks(master: Callable[[Callable[[TuningJob, Workspace], Transport]], int]) -> int:
+def run_ranks(
+    master: Callable[[Callable[[TuningJob, Workspace], Transport]], int], *, runner: str = DEFAULT_RUNNER
+) -> int:
     """Be what this rank is: the master on rank 0, an agent elsewhere; returns the exit code, the same on all ranks.
+
+    USR1, which launchers and Slurm hand to every rank, is ignored until ``master`` handles it: agents end when rank 0
+    tells them to. A rank that does not end when told (``isolation: none``, in mid-trial) is ended by aborting the job
+    with that exit code, as the last thing of all.
 
     Args:
         master: The whole run as rank 0 sees it. Gets a function that opens the transport, and returns the exit code.
             What it closes itself must be closed with the code that it returns.
+        runner: Dotted name of the runner's class.
 
     Raises:
         DistuneError: ``master`` raised it; the other ranks have been sent home.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     communicator = connect()
     if communicator.Get_rank():
         return serve(communicator)
     opened: list[MpiTransport] = []
 
     def open_transport(job: TuningJob, workspace: Workspace) -> Transport:
-        opened.append(MpiTransport(job, communicator, log_dir=workspace.log))
+        opened.append(MpiTransport(job, communicator, runner=runner, log_dir=workspace.log))
         return opened[0]
 
-    def send_home(exit_code: int) -> None:
-        if opened:
-            opened[0].close(exit_code)
-        else:
-            dismiss(communicator, exit_code)
+    def send_home(exit_code: int) -> bool:
+        if not opened:
+            return dismiss(communicator, exit_code)
+        opened[0].close(exit_code)
+        return not opened[0].stuck
 
     with aborting_on_error(communicator):
         try:
@@ -84,31 +104,38 @@ def run_ranks(master: Callable[[Callable[[TuningJob, Workspace], Transport]], in
         except DistuneError as error:
             send_home(2 if isinstance(error, UsageError) else 1)
             failure: DistuneError | None = error
+            gone = True  # the caller still has to say what the error was
         else:
-            send_home(exit_code)
+            gone = send_home(exit_code)
             failure = None
     if failure is not None:
         raise failure
+    if not gone:
+        sys.stdout.flush()
+        communicator.Abort(exit_code)
     return exit_code
 
 
-def serve(communicator: Any, lacking: Callable[[FileEntry], bool] = is_lacking) -> int:
+def serve(communicator: Any) -> int:
     """Be the agent of a rank above 0 until rank 0 says that it is over; returns the exit code that it decided.
 
     Args:
         communicator: From ``connect``.
-        lacking: Tells whether this node lacks a file of the job.
     """
     with aborting_on_error(communicator):
-        return Agent(communicator, lacking).run()
+        return Agent(communicator).run()
 
 
-def dismiss(communicator: Any, exit_code: int) -> None:
-    """On rank 0: send the other ranks home before there was any transport, e.g. because the configuration is wrong."""
+def dismiss(communicator: Any, exit_code: int) -> bool:
+    """On rank 0: send the other ranks home before there was any transport, e.g. because the configuration is wrong.
+
+    Returns:
+        Whether all have gone.
+    """
     link = MpiLink(communicator)
     for rank in range(1, link.size):
         link.send(rank, p.Leave(exit_code))
-    _see_off(link, set(range(1, link.size)), exit_code, lambda source, message: None)
+    return not _see_off(link, set(range(1, link.size)), lambda source, message: None)
 
 
 @contextmanager
@@ -151,6 +178,8 @@ class MpiTransport(Transport):
         self._backoff = Backoff()
         self._lost: set[int] = set()
         self._closed = False
+        self.stuck: frozenset[int] = frozenset()
+        """Ranks that did not leave when ``close`` told them to."""
         self._early: list[tuple[int, Any]] = []
         packed = pack_job(job)
         self._infos = self._gather()
@@ -212,7 +241,7 @@ class MpiTransport(Transport):
         return time.monotonic() - self._epoch
 
     def close(self, exit_code: int = 0) -> None:
-        """End every worker. A rank that does not leave in time (it computes in the rank itself) ends the job hard."""
+        """End every worker. Ranks that do not leave in time (they compute in the rank itself) are then ``stuck``."""
         if self._closed:
             return
         self._closed = True
@@ -221,7 +250,7 @@ class MpiTransport(Transport):
             self._link.send(rank, p.Leave(exit_code))
         self._own.close()
         self._log.write(0, self._own.take_output())
-        _see_off(self._link, alive, exit_code, self._on_message)
+        self.stuck = frozenset(_see_off(self._link, alive, self._on_message))
 
     # ------------------------------------------------------------------------------------------------------- start-up
 
@@ -325,23 +354,18 @@ class MpiTransport(Transport):
             self._log.write(source, message.data)
 
 
-def _see_off(link: MpiLink, ranks: set[int], exit_code: int, on_message: Callable[[int, object], None]) -> None:
-    """Wait until ``ranks`` have said goodbye; abort the job with ``exit_code`` if one of them does not."""
+def _see_off(link: MpiLink, ranks: set[int], on_message: Callable[[int, object], None]) -> set[int]:
+    """Wait until ``ranks`` have said goodbye; gives those that have not after a time of grace."""
     end = time.monotonic() + _GRACE_S
     backoff = Backoff()
     waiting = set(ranks)
-    while waiting - link.lost:
+    while waiting and time.monotonic() < end:
         for source, message in link.receive():
             if isinstance(message, p.Bye):
                 waiting.discard(source)
             else:
                 on_message(source, message)
-        if time.monotonic() > end:
-            print(
-                f"ranks {sorted(waiting)} do not end; the job is aborted with exit code {exit_code}",
-                file=sys.stderr,
-                flush=True,
-            )
-            link.abort(exit_code)
-        if waiting - link.lost:
+        waiting -= link.lost
+        if waiting:
             time.sleep(backoff.pause(link.sending))
+    return waiting

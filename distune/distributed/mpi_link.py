@@ -116,10 +116,6 @@ class MpiLink:
                 time.sleep(_SENDING_PAUSE_S)
         return not self._sending
 
-    def abort(self, exit_code: int) -> None:
-        """End all ranks at once."""
-        self._comm.Abort(exit_code)
-
     def _post(self, rank: int, data: bytes | memoryview) -> None:
         try:
             request = self._comm.Isend([data, self._mpi.BYTE], rank, _TAG)

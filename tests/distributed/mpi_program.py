@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from distune.config.job import ModelSpec, TuningJob
@@ -122,12 +123,29 @@ def interrupted(transport: MpiTransport) -> Any:
     return "orderly"
 
 
+def kill_master(transport: MpiTransport) -> Any:
+    """Rank 0 is killed in mid-request; it has printed the ids of the children."""
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "echo"))
+    print(json.dumps([known["data"]["pid"] for known in answers(transport, len(transport.workers))]), flush=True)
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "hang"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 CASES: dict[str, Callable[[MpiTransport], Any]] = {
-    case.__name__: case for case in (echo, crash, model, blob, kill, idle, conformance, environment, interrupted)
+    case.__name__: case
+    for case in (echo, crash, model, blob, kill, kill_master, idle, conformance, environment, interrupted)
 }
 
 
 def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
+    if case == "no-start" and os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1":
+        raise ImportError("planted before MPI_Init")
+    if case == "no-start":
+        mpi.connect(patience_s=3.0)
+    if case == "stuck":
+        return mpi.run_ranks(lambda connect: stuck(connect, exit_code), runner=RUNNER)
     communicator = mpi.connect()
     rank = communicator.Get_rank()
     if case == "raise-on-1" and rank == 1:
@@ -137,9 +155,10 @@ def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
     if len(hosts) > 1:
         os.environ["DISTUNE_HOSTNAME"] = hosts[rank]
     if rank:
-        lacking = os.environ.get("TEST_LACKING")
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        return mpi.serve(communicator, (lambda entry: True) if lacking else mpi.is_lacking)
+        return mpi.serve(communicator)
+    # What is named under /proc/self/cwd then exists for rank 0 and its child alone.
+    os.chdir(os.environ.get("TEST_FOLDER_OF_RANK_0", "."))
     with mpi.aborting_on_error(communicator):
         if case == "dismiss":
             mpi.dismiss(communicator, exit_code)
@@ -154,6 +173,15 @@ def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
         print(json.dumps(CASES[case](transport)), flush=True)
         transport.close(exit_code)
         return exit_code
+
+
+def stuck(connect: Any, exit_code: int) -> int:
+    """Rank 1 works in the rank itself and never ends."""
+    transport = connect(TuningJob(ModelSpec("none"), isolation="none"), SimpleNamespace(log=None))
+    transport.send(1, ask(1, "hang"))
+    transport.send(0, ask(2, "echo"))
+    print(json.dumps(answers(transport, 1)), flush=True)
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.distributed.mpirun import needs_mpirun, needs_ulfm, run_program
@@ -18,6 +19,7 @@ def test_eight_ranks_on_few_cores_all_work_and_agree_on_the_exit_code() -> None:
     assert done.code == 75
 
 
+@pytest.mark.full
 def test_local_ranks_are_counted_by_host() -> None:
     done = run_program("echo", ranks=4, environment={"TEST_HOSTS": "a,b,a,b"})
     assert done.answer["hosts"] == [[0, "a", 0], [1, "b", 0], [2, "a", 1], [3, "b", 1]]
@@ -35,17 +37,19 @@ def test_children_that_die_are_failures_and_their_successors_know_the_statistics
 
 
 def test_a_file_travels_once_to_a_node_that_lacks_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"m" * 40_000_000)
-    done = run_program("model", ranks=3, path=str(model), environment={"TEST_HOSTS": "a,b,b", "TEST_LACKING": "1"})
+    (tmp_path / "model.onnx").write_bytes(b"m" * 40_000_000)
+    model = "/proc/self/cwd/model.onnx"
+    environment = {"TEST_HOSTS": "a,b,b", "TEST_FOLDER_OF_RANK_0": str(tmp_path)}
+    done = run_program("model", ranks=3, path=model, environment=environment)
     found = {known["rank"]: known["data"] for known in done.answer}
     assert {rank: known["content"] for rank, known in found.items()} == dict.fromkeys(range(3), 40_000_000)
-    assert found[0]["path"] == str(model)
-    assert found[1]["path"] == found[2]["path"] != str(model)
+    assert found[0]["path"] == model
+    assert found[1]["path"] == found[2]["path"] != model
     assert found[1]["path"].endswith("/model.onnx")
     assert not Path(found[1]["path"]).parents[1].exists()
 
 
+@pytest.mark.full
 def test_nothing_travels_where_the_node_has_the_file(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(b"m" * 1000)
@@ -53,17 +57,20 @@ def test_nothing_travels_where_the_node_has_the_file(tmp_path: Path) -> None:
     assert {known["data"]["path"] for known in done.answer} == {str(model)}
 
 
+@pytest.mark.full
 def test_a_large_answer_arrives() -> None:
     done = run_program("blob", ranks=2)
     assert done.answer[0]["data"]["blob"] == 120_000_000
 
 
+@pytest.mark.full
 def test_children_do_not_see_the_launcher() -> None:
     done = run_program("environment", ranks=2)
     for names in done.answer:
         assert not [name for name in names if name.startswith(("OMPI_", "PMIX_", "PRTE_", "PMI_"))]
 
 
+@pytest.mark.full
 def test_idle_ranks_sleep() -> None:
     done = run_program("idle", ranks=4)
     assert max(done.answer) < 3.0 * 0.05, "seconds of processor time in three seconds of idleness"
@@ -78,6 +85,35 @@ def test_an_unhandled_error_on_one_rank_ends_the_job_and_says_where() -> None:
     assert done.code != 0
     assert "rank 1 on" in done.err
     assert "planted on rank 1" in done.err
+
+
+def test_a_folder_that_another_node_lacks_is_an_error_that_names_the_node(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    folder = "/proc/self/cwd/images"
+    environment = {"TEST_HOSTS": "a,b,b", "TEST_FOLDER_OF_RANK_0": str(tmp_path)}
+    done = run_program("echo", ranks=3, path=folder, exit_code=2, environment=environment)
+    assert done.code == 2
+    assert f"folder {folder} does not exist on b" in done.answer
+
+
+@pytest.mark.full
+def test_a_rank_that_never_starts_does_not_hang_the_others() -> None:
+    done = run_program("no-start", ranks=3)
+    assert done.code != 0
+    assert "planted before MPI_Init" in done.err
+
+
+@pytest.mark.full
+def test_a_rank_that_is_busy_in_itself_does_not_stop_the_others_from_leaving() -> None:
+    done = run_program("stuck", ranks=2, exit_code=3)
+    assert (done.code, done.answer[0]["rank"]) == (3, 0)
+
+
+def test_no_process_outlives_a_killed_master() -> None:
+    done = run_program("kill_master", ranks=3)
+    children = [psutil.Process(pid) for pid in done.answer if psutil.pid_exists(pid)]
+    assert done.code != 0
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 @needs_ulfm
