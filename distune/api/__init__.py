@@ -1,0 +1,1 @@
+"""What stands behind ``distune.quantization``, ``distune.benchmark`` and ``distune.mix_precision``."""

@@ -1,0 +1,64 @@
+"""The model that a user hands over: a path, or a live object."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from distune.config.job import ModelSpec
+from distune.config.schema import framework_of
+from distune.errors import MissingExtraError, ModelError, UsageError
+
+
+def model_spec(model: Any, name: str = "") -> ModelSpec:
+    """The fp32 model as the job names it. A live model travels as the bytes of its file.
+
+    Args:
+        model: Path of an ONNX file, ``onnx.ModelProto``, or an object that wraps one in ``.model``.
+        name: What the user calls it.
+
+    Raises:
+        ModelError: It is none of these, or does not exist.
+        MissingExtraError: onnx is not installed.
+    """
+    if isinstance(model, str | os.PathLike):
+        return _of_path(os.fspath(model), name)
+    if _is_torch_module(model):
+        raise ModelError(
+            f"the model is a {type(model).__name__} of PyTorch, and the PyTorch backend is not there yet; export it "
+            "with torch.onnx.export(...) and give the ONNX file"
+        )
+    proto = model_proto(model)
+    if proto is None:
+        raise ModelError(f"the model is a {type(model).__name__}; give the path of an ONNX file or an onnx.ModelProto")
+    try:
+        return ModelSpec("onnxruntime", "", name, live=proto.SerializeToString(deterministic=True))
+    except ValueError as error:  # protobuf ends at 2 GiB
+        raise ModelError(f"the model is too large to be handed over in memory ({error}); give its path") from error
+
+
+def model_proto(model: Any) -> Any:
+    """The ``onnx.ModelProto`` that ``model`` is or wraps in ``.model``, ``None`` where it is neither."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx", "to handle an ONNX model") from error
+    for candidate in (model, getattr(model, "model", None), getattr(model, "native", None)):
+        if isinstance(candidate, onnx.ModelProto):
+            return candidate
+    return None
+
+
+def _of_path(path: str, name: str) -> ModelSpec:
+    framework = framework_of(path)
+    if framework == "pytorch":
+        raise UsageError(f"model {path!r}: the PyTorch backend is not there yet; export the model to ONNX")
+    absolute = os.path.abspath(os.path.expanduser(path))
+    if not Path(absolute).is_file():
+        raise ModelError(f"model file {path!r} does not exist (looked for {absolute})")
+    return ModelSpec("onnxruntime", absolute, name)
+
+
+def _is_torch_module(model: object) -> bool:
+    return any(cls.__module__.startswith("torch.") and cls.__name__ == "Module" for cls in type(model).__mro__)

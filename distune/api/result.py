@@ -1,0 +1,162 @@
+"""``FitResult``: what ``distune.quantization.fit`` returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distune.engine.outcome import OutcomeName, RunOutcome
+from distune.errors import UsageError
+from distune.report.result import RunResult
+from distune.report.tuning_config import SavedConfig
+from distune.space.op_config import TuningConfig
+from distune.strategies.stage import Trial
+
+if TYPE_CHECKING:
+    import onnx
+
+_ACCEPTED = ("met", "not_judged")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A quantized model.
+
+    Attributes:
+        trial: The trial that judged it.
+        saved: Its tuning config, with what makes the model again without data.
+        files: Content of its files by name, the model first; ``None`` on a rank that does not hold it.
+    """
+
+    trial: Trial
+    saved: SavedConfig
+    files: Mapping[str, bytes] | None
+
+    @property
+    def model(self) -> onnx.ModelProto | None:
+        """The model, loaded anew with each access; ``None`` on a rank that does not hold it."""
+        if self.files is None:
+            return None
+        import onnx
+
+        return onnx.load_model_from_string(next(iter(self.files.values())))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Its accuracy on the complete evaluation set; ``None`` where nothing was judged."""
+        return self.trial.accuracy
+
+    @property
+    def q_config(self) -> TuningConfig:
+        """Its tuning config."""
+        return self.trial.config
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write the model.
+
+        Args:
+            path: A file that ends in ``.onnx``, or a folder, which gets ``model.onnx`` and ``tuning_config.yaml``.
+
+        Returns:
+            The files that were written; none on a rank that does not hold the model, since the one that does writes it.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
+        if self.files is None:
+            return ()
+        target = Path(os.fspath(path)).expanduser().absolute()
+        name, *further = self.files
+        single = target.suffix == Path(name).suffix and not target.is_dir()
+        content: dict[Path, bytes] = {target if single else target / name: self.files[name]}
+        folder = target.parent if single else target
+        content |= {folder / other: self.files[other] for other in further}
+        if not single:
+            content[folder / "tuning_config.yaml"] = self.saved.dump().encode()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, data in content.items():
+                file.write_bytes(data)
+        except OSError as error:
+            raise UsageError(f"save: cannot write {error.filename or target}: {error.strerror or error}") from error
+        return tuple(content)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The outcome of a ``fit``: true where the criterion is met, or where nothing was asked to be met.
+
+    Attributes:
+        outcome: ``met``, ``not_met``, ``budget_spent``, ``interrupted``, ``failed``, or ``not_judged`` (no way to
+            evaluate was given: quantized once).
+        best_effort: The best model that was found, whether it meets or not; ``None`` where there is none.
+        trials: The judged trials, by id.
+        result: Everything, as in ``result.json``.
+        workspace: Folder of the run's files.
+    """
+
+    outcome: OutcomeName
+    best_effort: FoundModel | None
+    trials: tuple[Trial, ...]
+    result: RunResult
+    workspace: Path
+
+    @classmethod
+    def of(cls, outcome: RunOutcome, result: RunResult, workspace: Path) -> FitResult:
+        """The result of a run that has ended."""
+        found = None
+        if outcome.best is not None and outcome.exported is not None:
+            model = outcome.job.model
+            saved = SavedConfig(model.framework, model.quant_format, outcome.best.config, outcome.exported.deploy)
+            found = FoundModel(outcome.best, saved, outcome.exported.files)
+        return cls(outcome.outcome, found, outcome.trials, result, workspace)
+
+    def __bool__(self) -> bool:
+        return self.outcome in _ACCEPTED
+
+    @property
+    def accepted(self) -> FoundModel | None:
+        """The model that meets the criterion (or that nothing was asked of)."""
+        return self.best_effort if self else None
+
+    @property
+    def model(self) -> onnx.ModelProto | None:
+        """The accepted model, loaded anew with each access; ``None`` where none is, or another rank holds it."""
+        return None if self.accepted is None else self.accepted.model
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy of the accepted model."""
+        return None if self.accepted is None else self.accepted.accuracy
+
+    @property
+    def q_config(self) -> TuningConfig | None:
+        """Tuning config of the accepted model."""
+        return None if self.accepted is None else self.accepted.q_config
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write the accepted model; see ``FoundModel.save``.
+
+        Raises:
+            UsageError: No model was accepted, or it cannot be written.
+        """
+        if self.accepted is None:
+            way = "; the best that was found is saved with .best_effort.save(...)" if self.best_effort else ""
+            raise UsageError(f"save: no model was accepted (outcome: {self.outcome}){way}")
+        return self.accepted.save(path)
+
+    def without_model(self) -> FitResult:
+        """The same for a rank that does not hold the model."""
+        found = self.best_effort
+        return replace(self, best_effort=None if found is None else replace(found, files=None))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"a FitResult has no {name!r}; the quantized onnx.ModelProto is in .model, what was not accepted in "
+            ".best_effort"
+        )

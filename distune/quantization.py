@@ -1,0 +1,170 @@
+"""Post-training quantization from Python: ``fit`` finds the fastest quantized model that keeps the accuracy.
+
+::
+
+    from distune import quantization
+    from distune.config import PostTrainingQuantConfig
+
+    found = quantization.fit("model.onnx", PostTrainingQuantConfig(), calib_dataloader=batches, eval_func=score)
+    if found:
+        found.save("quantized")
+
+Under ``mpirun -np N python script.py`` every rank runs the script; the trials are spread over the ranks and ``fit``
+returns the same on all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from distune.api.live import forget, placed
+from distune.api.model import model_spec
+from distune.api.result import FitResult, FoundModel
+from distune.config.conf import PostTrainingQuantConfig, QuantizationAwareTrainingConfig
+from distune.config.conf_to_job import Live, job_of
+from distune.config.known import KnownNames
+from distune.config.options import options
+from distune.distributed.topology import launched_by_mpi
+from distune.errors import UsageError
+
+if TYPE_CHECKING:
+    from distune.config.job import TuningJob
+    from distune.distributed.transport import Transport
+    from distune.journal.workspace import Workspace
+
+_CALLS = itertools.count(1)
+
+
+def fit(
+    model: Any,
+    conf: PostTrainingQuantConfig,
+    calib_dataloader: Iterable[Any] | None = None,
+    calib_func: Callable[..., Any] | None = None,
+    eval_func: Callable[..., Any] | None = None,
+    eval_dataloader: Iterable[Any] | None = None,
+    eval_metric: Any = None,
+    *,
+    isolation: Literal["process", "none"] | None = None,
+    model_on_all_ranks: bool = False,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> FitResult:
+    """Quantize, and tune where there is a way to judge.
+
+    Without ``eval_func``, and without ``eval_dataloader`` and ``eval_metric``, the model is quantized once.
+
+    Args:
+        model: Path of an ONNX file or ``onnx.ModelProto``, in fp32.
+        conf: What is looked for and what is allowed.
+        calib_dataloader: Iterable of ``(input, label)`` batches; can be iterated again and again.
+        calib_func: For models that are calibrated by calling them (PyTorch); an ONNX model needs ``calib_dataloader``.
+        eval_func: Gets the model, returns a number. The model can be called with arrays, and is used like an
+            ``onnx.ModelProto`` (``SerializeToString()``, ``graph``). Called once for fp32 and once a trial.
+        eval_dataloader: Iterable of ``(input, label)`` batches, as for calibration.
+        eval_metric: A metric's name, ``{"topk": 1}``, ``{"multi_metrics": {...}}``, or an object or class with
+            ``update(predictions, labels)``, ``reset()`` and ``result()``; a list of those.
+        isolation: ``process`` runs trials in a child process, ``none`` in this one; by default a child wherever the
+            functions can travel to it.
+        model_on_all_ranks: Under MPI, send the model to every rank; else rank 0 alone holds it.
+        fresh: Start over where the workspace holds an older run.
+        quiet: Show only warnings and the final table.
+
+    Raises:
+        UsageError: Config, model, data or a function of yours is at fault and nothing was tuned.
+        DistuneError: The run failed.
+    """
+    call = next(_CALLS)
+    conf = _checked_conf(conf)
+    _check_calib_func(calib_func, calib_dataloader, conf)
+    spec = model_spec(model)
+    live = Live(calib_dataloader, eval_func, eval_dataloader, eval_metric)
+    workspace = str(options.next_workspace())
+    job = job_of(conf, spec, live, seed=options.random_seed, workspace=workspace, known=known_names())
+    job, remark = placed(job, call, isolation)
+    try:
+        if not launched_by_mpi():
+            return _tune(job, _local, fresh, quiet, remark)[0]
+        from distune.api.ranks import lead_or_follow
+
+        def lead(connect: Callable[[TuningJob, Workspace], Transport]) -> tuple[FitResult, int]:
+            return _tune(job, connect, fresh, quiet, remark)
+
+        def for_others(result: FitResult) -> FitResult:
+            return result if model_on_all_ranks else result.without_model()
+
+        return lead_or_follow(lead, for_others)
+    finally:
+        forget(call)
+
+
+def known_names() -> KnownNames:
+    """Registered strategies and metrics, for the check of a config."""
+    from distune.metrics.base import metrics
+    from distune.strategies.registry import strategies
+
+    return KnownNames(
+        strategies={name: frozenset(cls.settings) for name, cls in strategies().items()}, metrics=metrics()
+    )
+
+
+def _checked_conf(conf: object) -> PostTrainingQuantConfig:
+    if isinstance(conf, QuantizationAwareTrainingConfig):
+        raise UsageError(
+            "quantization-aware training needs the PyTorch backend, which is not there yet; PostTrainingQuantConfig "
+            "quantizes the trained model"
+        )
+    if not isinstance(conf, PostTrainingQuantConfig):
+        raise UsageError(f"conf is a {type(conf).__name__}; expected a PostTrainingQuantConfig")
+    return conf
+
+
+def _check_calib_func(calib_func: object, calib_dataloader: object, conf: PostTrainingQuantConfig) -> None:
+    if calib_func is None:
+        return
+    if calib_dataloader is None and conf.approach in ("static", "auto"):
+        raise UsageError(
+            "calib_func calibrates by calling the model, which an ONNX model cannot be watched at; give its batches as "
+            "calib_dataloader"
+        )
+    print(
+        "distune: warning: calib_func has no effect: an ONNX model is calibrated with calib_dataloader", file=sys.stderr
+    )
+
+
+def _local(job: TuningJob, workspace: Workspace) -> Transport:
+    from distune.distributed.local import LocalTransport
+
+    return LocalTransport(job, log_dir=workspace.log)
+
+
+def _tune(
+    job: TuningJob, connect: Callable[[TuningJob, Workspace], Transport], fresh: bool, quiet: bool, remark: str
+) -> tuple[FitResult, int]:
+    """The whole run as the leading process sees it, and its exit code."""
+    from distune.engine.events import Warned
+    from distune.engine.tuner import Tuner
+    from distune.journal.workspace import Workspace
+    from distune.report.console import ConsoleListener
+    from distune.report.files import write_outcome
+
+    with Workspace.open(Path(job.workspace), fresh=fresh) as workspace:
+        transport = connect(job, workspace)
+        code = 1
+        try:
+            with ConsoleListener(quiet=quiet) as console:
+                for warning in (*workspace.warnings, *filter(None, [remark])):
+                    console.on(Warned(warning))
+                outcome = Tuner(job, transport, workspace, console).run()
+                result = write_outcome(outcome, workspace)
+                code = outcome.exit_code
+            console.show(result, workspace.path)
+        finally:
+            transport.close(code)
+    return FitResult.of(outcome, result, Path(job.workspace)), code
+
+
+__all__ = ["FitResult", "FoundModel", "fit"]
