@@ -138,9 +138,12 @@ class Dispatcher:
         return request_key(body) in self._known
 
     def submit(self, body: RequestBody, *, priority: int = 0, exclusive: bool = False, rank: int | None = None) -> int:
-        """Have ``body`` done; returns the task's id. Work that is under way already is not begun again."""
-        key = request_key(body)
-        if key and key in self._open:
+        """Have ``body`` done; returns the task's id.
+
+        Work that is under way already is not begun again (the same id is returned), unless a ``rank`` is named.
+        """
+        key = request_key(body) if rank is None else ""
+        if key in self._open:
             return self._open[key]
         task = Task(self._next_id, body, priority, exclusive, rank)
         self._next_id += 1
@@ -188,7 +191,7 @@ class Dispatcher:
             for task_id in task_ids:
                 if task_id not in found and (outcome := self.take(task_id)) is not None:
                     found[task_id] = outcome
-            if len(found) == len(task_ids):
+            if len(found) == len(set(task_ids)):
                 return [found[task_id] for task_id in task_ids]
             self.pump()
 
