@@ -8,9 +8,10 @@ from itertools import count
 from typing import Any, ClassVar
 
 from distune import __version__
+from distune.errors import DistuneError
 from distune.strategies.base import TuneGenerator, TuneStrategy
 from distune.strategies.registry import strategy_registry
-from distune.strategies.search_space import Parameter, SearchSpace, Unseen
+from distune.strategies.search_space import SearchSpace, Unseen
 from distune.strategies.settings import switch
 from distune.strategies.sigopt_service.experiment import Definition, Experiment, Suggestion
 from distune.strategies.sigopt_service.settings import SETTINGS, ServiceSettings
@@ -115,15 +116,15 @@ class SigOptTuneStrategy(TuneStrategy):
         what = "fp32" if trial is None else f"trial {trial.id}"
         shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
         self.context.tell(f"sigopt: best assignments are those of {what} ({shown})")
-        facts = self.context.facts
-        datasets = [dataset for dataset in (facts.get("dataset"),) if dataset]
-        experiment.log_winner(
-            f"{facts.get('model', 'model')} {what}", assignments, values, facts.get("model", ""), datasets
-        )
+        model, dataset = self.context.facts.get("model", ""), self.context.facts.get("dataset")
+        try:
+            experiment.log_winner(f"{model} {what}".strip(), assignments, values, model, [dataset] if dataset else [])
+        except DistuneError as error:  # the tuning itself is done
+            self.context.tell(f"sigopt: {error}")
 
     def _definition(self, coding: Coding, budget: int) -> Definition:
         higher = self.context.criterion.higher_is_better
-        metrics = [
+        metrics: list[dict[str, Any]] = [
             {
                 "name": ACCURACY,
                 "objective": "maximize" if higher else "minimize",

@@ -29,7 +29,7 @@ class LiteDriver:
 
     def __init__(self, python: Path, seed: int) -> None:
         self._lock = threading.Lock()
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process that writes it
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SIGOPT"))}
         self._process = subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -47,7 +47,7 @@ class ServiceSettings:
     """
 
     driver: Driver = "http"
-    token: Secret = Secret()
+    token: Secret = field(default_factory=Secret)
     project: str = ""
     experiment_name: str = DEFAULT_EXPERIMENT_NAME
     experiment_id: str = ""
