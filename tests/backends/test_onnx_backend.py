@@ -132,6 +132,20 @@ def test_values_that_are_left_out_of_a_range_are_told() -> None:
     assert any("tensor x: 1 values not finite" in line for line in backend.load(default_config(backend)).warnings)
 
 
+def test_what_onnx_runtime_warns_of_belongs_to_the_model_and_not_on_the_console(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    proto = convolution_model()
+    bias = next(tensor for tensor in proto.graph.initializer if tensor.name == "bf")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, 1e30, np.float32), "bf"))
+    backend = backend_of(proto, images())
+    config = default_config(backend)
+    asymmetric = OpConfig("static", config.by_name["fc"].activation, TensorConfig("uint8", "asym"))
+    loaded = backend.load(config.with_ops({"fc": asymmetric}))
+    assert any("exceeds the range of a int32" in line for line in loaded.warnings)
+    assert caplog.records == []
+
+
 def test_op_mse_finds_the_planted_op() -> None:
     backend = backend_of(convolution_model(planted=True), images())
     weight = TensorConfig("int8", "sym", "per_tensor")

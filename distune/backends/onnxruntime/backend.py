@@ -19,7 +19,7 @@ from distune.backends.onnxruntime.execution import Execution, executed_on_intege
 from distune.backends.onnxruntime.model import load_model
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
-from distune.backends.onnxruntime.qdq import Plan, Range, plan, write_qdq
+from distune.backends.onnxruntime.qdq import Plan, Quantized, Range, plan, write_qdq
 from distune.backends.onnxruntime.quantizer import WeightCache
 from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph
 from distune.backends.statistics import CalibrationStatistics
@@ -58,12 +58,17 @@ class OnnxRuntimeModel(RunnableModel):
 
     def timed(self, feed: Feed) -> Callable[[], object]:
         binding = self._session.io_binding()
-        for name, value in feed.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        arrays = {name: np.ascontiguousarray(value) for name, value in feed.items()}
+        for name, value in arrays.items():
+            binding.bind_cpu_input(name, value)
         for output in self._session.get_outputs():
             binding.bind_output(output.name)
-        run, session = self._session.run_with_iobinding, binding
-        return lambda: run(session)
+        run = self._session.run_with_iobinding
+
+        def run_once(_alive: object = arrays) -> None:  # the binding points into the arrays
+            run(binding)
+
+        return run_once
 
     @property
     def native(self) -> onnx.ModelProto:
@@ -122,9 +127,11 @@ class OnnxRuntimeBackend(Backend):
             return OnnxRuntimeModel(self._user_model, threads)
         config = self._effective(config)
         planned = plan(self._model, config)
-        proto = self._write(planned, self._ranges(planned, config))
-        weighted = [op.name for op in self._capability.ops if op.has_weight and config.by_name[op.name].is_quantized]
-        return OnnxRuntimeModel(proto, threads, weighted, self._remarks(planned, config))
+        quantized = self._write(planned, self._ranges(planned, config))
+        static = set(planned.nodes)
+        weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in static]
+        warnings = (*quantized.warnings, *self._remarks(planned, config))
+        return OnnxRuntimeModel(quantized.proto, threads, weighted, warnings)
 
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
         return collect(self._model, calibrated_tensors(self._model, self._capability), batches).to_bytes()
@@ -174,9 +181,9 @@ class OnnxRuntimeBackend(Backend):
 
     def _proto(self, config: TuningConfig) -> onnx.ModelProto:
         planned = plan(self._model, config)
-        return self._write(planned, self._ranges(planned, config))
+        return self._write(planned, self._ranges(planned, config)).proto
 
-    def _write(self, planned: Plan, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> onnx.ModelProto:
+    def _write(self, planned: Plan, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> Quantized:
         reduce_range = self._reduce_range if reduce_range is None else reduce_range
         return write_qdq(self._model, planned, ranges, self._cache, reduce_range)
 
@@ -203,7 +210,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _exported(self, planned: Plan, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> ExportedModel:
         reduce_range = self._reduce_range if reduce_range is None else reduce_range
-        proto = self._write(planned, ranges, reduce_range)
+        proto = self._write(planned, ranges, reduce_range).proto
         deploy: dict[str, Any] = {}
         if planned.activations:
             deploy = {

@@ -93,13 +93,21 @@ def plan(model: PreparedModel, config: TuningConfig) -> Plan:
     return Plan(tuple(node.name for node in nodes), {**written, **read}, weights)
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model and what the user should know of it."""
+
+    proto: onnx.ModelProto
+    warnings: tuple[str, ...] = ()
+
+
 def write_qdq(
     model: PreparedModel,
     planned: Plan,
     ranges: Mapping[str, Range],
     cache: WeightCache,
     reduce_range: bool = False,
-) -> onnx.ModelProto:
+) -> Quantized:
     """The quantized model of a plan.
 
     Args:
@@ -113,7 +121,7 @@ def write_qdq(
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     if not planned.nodes:
-        return proto
+        return Quantized(proto)
     missing = sorted(planned.activations.keys() - ranges.keys())
     if missing:
         raise TrialError(f"no calibrated range for tensor {missing[0]!r} ({len(missing)} in all): calibrate the model")
@@ -133,7 +141,7 @@ def write_qdq(
     except (ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:
         raise TrialError(f"ONNX Runtime's quantizer cannot apply the tuning config: {error}") from error
     _keep_fallback_in_fp32(quantized, set(planned.nodes))
-    return quantized
+    return Quantized(quantized, tuple(quantizer.warnings))
 
 
 def _tensor_data(model: PreparedModel, planned: Plan, ranges: Mapping[str, Range]) -> dict[str, TensorData]:

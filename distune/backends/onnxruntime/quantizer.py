@@ -6,7 +6,9 @@ integers of weights that were quantized the same way before (it loops over chann
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,10 +120,12 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         self.model = _IndexedModel(self.model.model)
         self._keep_activation_before = keep_activation_before
         self._cache = cache
+        self.warnings: list[str] = []
 
     def write(self) -> onnx.ModelProto:
-        """The quantized model, its nodes in topological order."""
-        self.quantize_model()
+        """The quantized model, its nodes in topological order; ``warnings`` then holds what should be known of it."""
+        with _root_warnings(self.warnings):
+            self.quantize_model()
         self.model.topological_sort()
         proto: onnx.ModelProto = self.model.model
         return proto
@@ -176,6 +180,24 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
     def _cache_key(self, name: str, info: QDQTensorQuantInfo) -> tuple[str, str]:
         override = self.tensor_quant_overrides.get(name, [{}])[0]
         return name, f"{info.tensor_type} {info.axis} {sorted(override.items(), key=str)}"
+
+
+@contextmanager
+def _root_warnings(kept: list[str]) -> Iterator[None]:
+    """Keep what ONNX Runtime warns of on the root logger: it belongs to the model, not on the console."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        if "onnxruntime" not in record.pathname:
+            return True
+        kept.append(record.getMessage())
+        return False
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
 
 
 def _copied(parameters: QuantizationParams) -> QuantizationParams:
