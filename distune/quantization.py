@@ -18,14 +18,16 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from distune.api.live import forget, placed
+from distune.api.live import forget, keep, placed
 from distune.api.model import model_spec
 from distune.api.result import FitResult, FoundModel
 from distune.config.conf import PostTrainingQuantConfig, QuantizationAwareTrainingConfig
 from distune.config.conf_to_job import Live, job_of
+from distune.config.job import ModelSpec
 from distune.config.known import KnownNames
 from distune.config.options import options
 from distune.distributed.topology import launched_by_mpi
@@ -78,25 +80,31 @@ def fit(
         DistuneError: The run failed.
     """
     call = next(_CALLS)
-    conf = _checked_conf(conf)
-    _check_calib_func(calib_func, calib_dataloader, conf)
-    spec = model_spec(model)
     live = Live(calib_dataloader, eval_func, eval_dataloader, eval_metric)
-    workspace = str(options.next_workspace())
-    job = job_of(conf, spec, live, seed=options.random_seed, workspace=workspace, known=known_names())
-    job, remark = placed(job, call, isolation)
+
+    def job(spec: ModelSpec, workspace: str) -> TuningJob:
+        checked = _checked_conf(conf)
+        _check_calib_func(calib_func, calib_dataloader, checked)
+        return job_of(checked, spec, live, seed=options.random_seed, workspace=workspace, known=known_names())
+
+    def lead(connect: Callable[[TuningJob, Workspace], Transport]) -> tuple[FitResult, int]:
+        prepared = job(model_spec(model), str(options.next_workspace()))
+        return _tune(*placed(prepared, call, isolation), connect, fresh, quiet)
+
+    def follow() -> None:
+        # The model's file may lie on rank 0's node alone, and what is wrong with the rest rank 0 tells all.
+        with suppress(UsageError):
+            keep(job(ModelSpec("onnxruntime"), ""), call)
+
+    def for_others(result: FitResult) -> FitResult:
+        return result if model_on_all_ranks else result.without_model()
+
     try:
         if not launched_by_mpi():
-            return _tune(job, _local, fresh, quiet, remark)[0]
+            return lead(_local)[0]
         from distune.api.ranks import lead_or_follow
 
-        def lead(connect: Callable[[TuningJob, Workspace], Transport]) -> tuple[FitResult, int]:
-            return _tune(job, connect, fresh, quiet, remark)
-
-        def for_others(result: FitResult) -> FitResult:
-            return result if model_on_all_ranks else result.without_model()
-
-        return lead_or_follow(lead, for_others)
+        return lead_or_follow(lead, follow, for_others)
     finally:
         forget(call)
 
@@ -130,9 +138,8 @@ def _check_calib_func(calib_func: object, calib_dataloader: object, conf: PostTr
             "calib_func calibrates by calling the model, which an ONNX model cannot be watched at; give its batches as "
             "calib_dataloader"
         )
-    print(
-        "distune: warning: calib_func has no effect: an ONNX model is calibrated with calib_dataloader", file=sys.stderr
-    )
+    message = "calib_func has no effect: an ONNX model is calibrated with calib_dataloader"
+    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _local(job: TuningJob, workspace: Workspace) -> Transport:
@@ -142,7 +149,7 @@ def _local(job: TuningJob, workspace: Workspace) -> Transport:
 
 
 def _tune(
-    job: TuningJob, connect: Callable[[TuningJob, Workspace], Transport], fresh: bool, quiet: bool, remark: str
+    job: TuningJob, remark: str, connect: Callable[[TuningJob, Workspace], Transport], fresh: bool, quiet: bool
 ) -> tuple[FitResult, int]:
     """The whole run as the leading process sees it, and its exit code."""
     from distune.engine.events import Warned

@@ -57,9 +57,14 @@ class StayingJob(TuningJob):
 
 
 def _staying(job: TuningJob, call: int) -> StayingJob:
-    _JOBS[call] = job
+    keep(job, call)
     values = {item.name: getattr(job, item.name) for item in fields(TuningJob)}
     return StayingJob(**{**values, "isolation": "none"}, call=call)
+
+
+def keep(job: TuningJob, call: int) -> None:
+    """Have this rank's own objects ready, should rank 0's not be able to travel."""
+    _JOBS[call] = job
 
 
 def forget(call: int) -> None:

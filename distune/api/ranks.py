@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def lead_or_follow(lead: Callable[[Connect], tuple[T, int]], for_others: Callable[[T], T]) -> T:
+def lead_or_follow(
+    lead: Callable[[Connect], tuple[T, int]], follow: Callable[[], None], for_others: Callable[[T], T]
+) -> T:
     """On rank 0 the result of ``lead``, elsewhere what ``for_others`` made of it. Collective over all ranks.
 
     Args:
         lead: The whole run as rank 0 sees it; gives the result and the exit code for the agents.
+        follow: What another rank does before it serves.
         for_others: The part of the result that travels.
 
     Raises:
@@ -38,6 +41,7 @@ def lead_or_follow(lead: Callable[[Connect], tuple[T, int]], for_others: Callabl
 
     link = _link()
     if link.rank:
+        follow()
         run_ranks(lambda connect: 0)
         return cast("T", _received(link))
     found: list[T] = []
