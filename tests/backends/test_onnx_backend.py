@@ -146,23 +146,23 @@ def test_what_onnx_runtime_warns_of_belongs_to_the_model_and_not_on_the_console(
     assert caplog.records == []
 
 
-def test_op_mse_finds_the_planted_op() -> None:
-    backend = backend_of(convolution_model(planted=True), images())
-    weight = TensorConfig("int8", "sym", "per_tensor")
+def test_op_mse_scores_every_group_in_one_pass(backend: OnnxRuntimeBackend) -> None:
     config = default_config(backend)
-    per_tensor = OpConfig("static", config.by_name["conv2"].activation, weight)
-    config = config.with_ops({"conv2": per_tensor})
     scores = backend.probe("op_mse", config, (), images(), {})
     assert scores.keys() == {op.group for op in backend.facts().capability.ops}
-    assert all(0 <= score < 1 for score in scores.values())
+    assert all(0 < score < 1e-2 for score in scores.values())
     assert backend.probe("op_mse", config, ("fc",), images(), {}) == {"fc": scores["fc"]}
 
 
-def test_op_mse_is_zero_for_ops_in_fp32_before_the_first_quantized_one(backend: OnnxRuntimeBackend) -> None:
-    config = default_config(backend).with_ops({"conv1": FP32, "relu1": FP32})
+def test_op_mse_ranks_the_op_with_the_worst_quantization_first() -> None:
+    backend = backend_of(convolution_model(planted=True), images())
+    coarse = OpConfig("static", TensorConfig("uint8", "asym"), TensorConfig("int8", "sym", "per_tensor"))
+    config = TuningConfig(
+        tuple((op.name, coarse if op.name == "conv2" else FP32) for op in backend.facts().capability.ops),
+        sampling_size=SAMPLES,
+    )
     scores = backend.probe("op_mse", config, (), images(), {})
-    assert scores["fc"] > 0
-    assert scores["conv1"] < scores["conv3"]
+    assert scores["conv1"] < scores["conv2"]
 
 
 def test_op_sensitivity_changes_one_group_at_a_time(backend: OnnxRuntimeBackend) -> None:
