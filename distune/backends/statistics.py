@@ -45,6 +45,7 @@ DEFAULT_PERCENTILE = 99.99
 
 _BINS = 1 << BINS_LOG2
 _MIN_EXPONENT = -126
+_CHUNK = 1 << 17
 _MAGIC = b"DSTAT1"
 _KL_BINS = 2048
 _KL_STEP = 16
@@ -71,8 +72,11 @@ class Histogram:
             return
         magnitude = max(abs(float(values.min())), abs(float(values.max())))
         self._widen(_exponent_for(magnitude))
-        index = np.floor(values.ravel() * np.float64(2.0**-self.exponent)).astype(np.int64) + _BINS
-        self.counts += np.bincount(index, minlength=2 * _BINS)
+        flat, scale = values.ravel(), np.float64(2.0**-self.exponent)  # exact in float64, even for subnormal values
+        for start in range(0, flat.size, _CHUNK):
+            index = np.floor(flat[start : start + _CHUNK] * scale).astype(np.int64)
+            index += _BINS
+            self.counts += np.bincount(index, minlength=2 * _BINS)
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of ``other``, exactly."""

@@ -1,7 +1,7 @@
 """One sweep over calibration batches through the fp32 graph.
 
-Only statistics are kept. Memory is bounded by the activations of one batch, all of them alive at once, plus what
-``backends.statistics`` states.
+Only statistics are kept. Memory is bounded by the activations of one batch, all of them alive at once (choose the
+calibration batch size accordingly), plus what ``backends.statistics`` states.
 """
 
 from __future__ import annotations
