@@ -37,7 +37,7 @@ STEM = 16
 BLOCKS = ((16, 128, 1), (128, 128, 1), (128, 128, 2), (128, 64, 2), (64, 64, 1))
 """Input channels, output channels and stride of each depthwise-separable block; 26 million multiply-adds in all."""
 
-FAINT = {"block3": (2, 500.0), "block4": (2, 500.0)}
+FAINT = {"block3": (2, 400.0), "block4": (2, 600.0)}
 """By block: how many channels behind its depthwise convolution are faint, and how many times fainter they are."""
 
 SEED, EPOCHS, BATCH, PEAK_RATE = 7, 20, 50, 1e-2
