@@ -33,9 +33,9 @@ set_up() {
     say "installing distune[$extras] into .venv (once; minutes on a slow network)"
     if [[ ",$extras," == *,torch,* ]]; then
         # Alone and first: where an index offers several builds of one version, nothing else may sway the choice.
-        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$TORCH" -c launch/constraints.txt
+        "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "$TORCH" -c launch/constraints.txt
     fi
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$extras]" -c launch/constraints.txt
+    "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check -e ".[$extras]" -c launch/constraints.txt
     printf '%s\n' "$wanted" >"$stamp"
 }
 
