@@ -125,6 +125,7 @@ def play(
     tolerance: float = 0.01,
     ahead: int = 1,
     accuracies: list[float] | None = None,
+    outside: Callable[[str, Callable[[], Any]], Any] = lambda key, work: work(),
     **kwargs: Any,
 ) -> Played:
     """Run a strategy to its end.
@@ -133,6 +134,7 @@ def play(
         timeout: 0 ends the run at the first success; above, the run goes on (no clock here ends it).
         ahead: Candidates judged ahead of the decisions, as several workers would; the decisions are the same.
         accuracies: Answers in the order of asking, in place of the model's.
+        outside: Records what comes from outside the run.
     """
     criterion = CriterionSpec("relative", tolerance, model.higher_is_better)
     baseline = accuracies.pop(0) if accuracies else model.baseline
@@ -170,7 +172,14 @@ def play(
         return replace(result, finished=finished) if wanted is stage else result.trials[0]
 
     context = StrategyContext(
-        book, criterion, kwargs, seed, stop_at_first=not timeout, judge=judge, tell=played.told.append
+        book,
+        criterion,
+        kwargs,
+        seed,
+        stop_at_first=not timeout,
+        judge=judge,
+        tell=played.told.append,
+        outside=outside,
     )
     cls = strategy_class(StrategySpec(strategy, kwargs))
     cls.check(kwargs, strategy)
