@@ -1,7 +1,8 @@
 """Basic: default config, recipes, op-type-wise options, then fallback in the order of measured impact.
 
 The stages are those of the ancestor's document: 1 default, 2 all recipes, 3 op-type-wise, 4 recipes one by one,
-5.1 block-wise, 5.2 instance-wise, 5.3 accumulated fallback. Each begins with the config that scored best so far.
+5.1 block-wise, 5.2 instance-wise, 5.3 accumulated fallback. Each begins with the config that scored best so far, where
+it is better by more than chance.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from distune.strategies.op_type_wise import op_type_wise, op_type_wise_total
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import whole_number
 from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial
+
+NOTICEABLE = 0.25
+"""Share of the accuracy missing to the target that a config must close to become the base of later stages."""
 
 
 @strategy_registry
@@ -61,11 +65,24 @@ class BasicTuneStrategy(TuneStrategy):
     def _ask(self, stage: Stage) -> Generator[Any, Any, StageResult]:
         """Have a stage judged and remember the best that came of it."""
         result: StageResult = yield stage
-        if result.best is not None and result.best.accuracy is not None:
-            lead = self._lead.accuracy if self._lead is not None else None
-            if lead is None or better(result.best.accuracy, lead, self.context.criterion.higher_is_better):
-                self._lead = result.best
+        if result.best is not None and self._leads(result.best):
+            self._lead = result.best
         return result
+
+    def _leads(self, trial: Trial) -> bool:
+        """Whether ``trial`` is a better base than what led so far.
+
+        It must close a noticeable part of what is missing to the target. A few samples more or less are chance, and
+        the default config is the backend's fastest: a base that wins by chance would only be slower.
+        """
+        if trial.accuracy is None:
+            return False
+        lead = self._lead.accuracy if self._lead is not None else None
+        if lead is None or lead != lead:
+            return True
+        missing = abs(self.record.target - lead)
+        gained = abs(trial.accuracy - lead)
+        return better(trial.accuracy, lead, self.context.criterion.higher_is_better) and gained >= NOTICEABLE * missing
 
     def _all_recipes(self, base: TuningConfig) -> TuneGenerator:
         if self.space.recipes:
