@@ -40,16 +40,15 @@ def op_type_wise_total(space: TuningSpace, base: TuningConfig, limit: int, mode:
 
 
 def _options(space: TuningSpace, base: TuningConfig, mode: Mode | None) -> dict[str, tuple[OpConfig, ...]]:
-    """Options that every quantized group of a type has, by type, in the order of the type's first group."""
-    by_type: dict[str, list[OpConfig]] = {}
+    """Options that some quantized group of a type has, by type, in the order of the type's first group."""
+    by_type: dict[str, dict[OpConfig, None]] = {}
     for group in space.groups:
         options = space.group_options(group)
         if not options or not base.by_name[space.groups[group][0]].is_quantized:
             continue
         wanted = mode or options[0].mode
-        usable = [option for option in options if option.mode == wanted]
-        kind = space.group_type(group)
-        by_type[kind] = [option for option in by_type[kind] if option in usable] if kind in by_type else usable
+        known = by_type.setdefault(space.group_type(group), {})
+        known.update(dict.fromkeys(option for option in options if option.mode == wanted))
     return {kind: tuple(options) for kind, options in by_type.items() if options}
 
 
@@ -91,25 +90,30 @@ def _single_changes(by_type: Mapping[str, Sequence[OpConfig]]) -> list[tuple[str
 def _changed(options: Sequence[OpConfig], role: str, field: str, value: object) -> OpConfig:
     """The first option that has ``value`` in that field and is otherwise like the default, else the default."""
     default = options[0]
-
-    def distance(option: OpConfig) -> int:
-        return sum(
-            getattr(a, name) != getattr(b, name)
-            for other in ("activation", "weight")
-            if (a := _tensor(option, other)) is not None and (b := _tensor(default, other)) is not None
-            for name in _FIELDS
-        )
-
     fitting = [o for o in options if (tensor := _tensor(o, role)) is not None and getattr(tensor, field) == value]
-    return min(fitting, key=distance, default=default)
+    return min(fitting, key=lambda option: _distance(option, default), default=default)
+
+
+def _distance(a: OpConfig, b: OpConfig) -> int:
+    """Fields in which two options differ; a role that one of them lacks does not count."""
+    return sum(
+        getattr(left, name) != getattr(right, name)
+        for role in ("activation", "weight")
+        if (left := _tensor(a, role)) is not None and (right := _tensor(b, role)) is not None
+        for name in _FIELDS
+    )
 
 
 def _apply(space: TuningSpace, base: TuningConfig, choice: Mapping[str, OpConfig]) -> TuningConfig:
     changes: dict[str, OpConfig] = {}
     for group, names in space.groups.items():
-        option = choice.get(space.group_type(group))
-        if option is not None and base.by_name[names[0]].is_quantized:
-            changes.update(space.group_changes(group, option))
+        wanted = choice.get(space.group_type(group))
+        if wanted is None or not base.by_name[names[0]].is_quantized:
+            continue
+        # Groups of one type need not have the same options (a MatMul of two activations has no weight).
+        usable = [option for option in space.group_options(group) if option.mode == wanted.mode]
+        if usable:
+            changes.update(space.group_changes(group, min(usable, key=lambda option: _distance(option, wanted))))
     return space.effective(base.with_ops(changes))
 
 
