@@ -13,7 +13,8 @@ from typing import Any
 from distune.backends.statistics import merge
 from distune.engine.dispatcher import Dispatcher
 from distune.engine.events import CalibrationDone, CalibrationStarted, Listener
-from distune.errors import DataError, DistuneError, UserCodeError
+from distune.engine.failures import raise_failure
+from distune.errors import DataError, DistuneError
 from distune.journal.files import write_file
 from distune.journal.workspace import Workspace
 from distune.space.op_config import TuningConfig
@@ -64,8 +65,7 @@ class Calibrator:
         samples = 0
         for outcome in self._dispatcher.wait(tasks):
             if isinstance(outcome.body, Failure):
-                text = f"calibration failed: {outcome.body.message}\n{outcome.body.detail}".rstrip()
-                raise UserCodeError(text) if outcome.body.kind == "user_error" else DistuneError(text)
+                raise_failure(outcome.body, "calibration failed: ")
             if not isinstance(outcome.body, Statistics):
                 raise DistuneError(f"worker {outcome.rank} answered Calibrate with {type(outcome.body).__name__}")
             if outcome.body.samples:
