@@ -22,6 +22,9 @@ from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.worker import Worker
 from distune.trial.messages import Broadcast, Failure, FailureKind, LoadStatistics, Request, Result
 
+_READY_S = 900.0
+"""Longest time in which a child may import and load what the job needs; deadlines of requests count from then on."""
+
 _OUTPUT_KEPT = 1 << 20
 _OUTPUT_EVERY_S = 0.5
 _MEMORY_EVERY_S = 0.2
@@ -96,7 +99,7 @@ class ChildWorker(Worker):
         for message in list(self._queue):
             if isinstance(message, Request) and message.id == request_id:
                 self._queue.remove(message)
-                self._answer(message, Failure("cancelled", f"request {request_id} was cancelled before it began"))
+                self._answer(message, Failure("cancelled", f"request {request_id} was cancelled before it began"), 0.0)
         if self._current is not None and self._current.id == request_id:
             self._end("cancelled", "cancelled by the master")
 
@@ -206,6 +209,9 @@ class ChildWorker(Worker):
         if request.deadline_s is not None and self._clock.seconds() > request.deadline_s:
             self._end("deadline", f"not done after {request.deadline_s:g} s")
             return
+        if self._process is not None and not self._process.ready and self._clock.elapsed() > _READY_S:
+            self._end("deadline", f"not ready for work after {_READY_S:g} s")
+            return
         now = time.monotonic()
         if self._memory_limit is not None and now - self._memory_checked >= _MEMORY_EVERY_S:
             self._memory_checked = now
@@ -229,7 +235,7 @@ class ChildWorker(Worker):
         self._current = None
         if request is not None:
             message = f"child process of worker {self._rank} on {self._host}: {cause}"
-            self._answer(request, Failure(kind, message, process.output.tail()))
+            self._answer(request, Failure(kind, message, process.output.tail()), self._clock.elapsed())
 
     def _forget(self) -> None:
         if self._process is not None:
@@ -237,9 +243,9 @@ class ChildWorker(Worker):
             self._process.release()
             self._process = None
 
-    def _answer(self, request: Request, body: Failure) -> None:
+    def _answer(self, request: Request, body: Failure, worked_s: float) -> None:
         end = time.monotonic() - self._epoch
-        start = end - self._clock.elapsed() if self._clock.elapsed() else end
+        start = end - worked_s
         self._answered.append(Result(request.id, request.attempt, self._rank, body, request.run, start, end))
 
     def _collect_output(self) -> None:

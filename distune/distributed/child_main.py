@@ -10,13 +10,13 @@ import argparse
 import ctypes
 import faulthandler
 import os
+import pickle
 import queue
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.frames import FrameDecoder, encode_frame
@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Programs that a trial starts must not keep the line to the agent open.
     os.set_inheritable(options.fd, False)
     line = socket.socket(fileno=options.fd)
-    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(line, inbox), name="distune-agent-line", daemon=True).start()
 
-    setup: Setup = inbox.get()
+    setup: Setup = pickle.loads(inbox.get())
     sys.path[:] = setup.python_path
     for variable, value in setup.environment:
         if value is None:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner = RunnerHost(lambda: unpack_job(setup.job), setup.runner, setup.host, setup.rank, setup.epoch)
     line.sendall(encode_frame(Ready()))
     while True:
-        message = inbox.get()
+        message = pickle.loads(inbox.get())
         if isinstance(message, Close):
             runner.close()
             return 0
@@ -79,7 +79,8 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def _read(line: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
+def _read(line: socket.socket, inbox: queue.SimpleQueue[bytes]) -> None:
+    """Pass messages on, still pickled: unpickling imports, and the working thread may be in the middle of imports."""
     decoder = FrameDecoder()
     while True:
         try:
@@ -88,8 +89,8 @@ def _read(line: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
             data = b""
         if not data:
             os._exit(0)  # the agent is gone; nobody is left to answer
-        for message in decoder.feed(data):
-            inbox.put(message)
+        for body in decoder.bodies(data):
+            inbox.put(body)
 
 
 def _leave_it_to_the_master(signum: int, frame: object) -> None:

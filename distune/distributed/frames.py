@@ -27,13 +27,17 @@ class FrameDecoder:
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Messages that are complete with ``data``."""
+        return map(pickle.loads, self.bodies(data))
+
+    def bodies(self, data: bytes) -> Iterator[bytes]:
+        """The same, still pickled."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 return
-            with memoryview(self._buffer) as view, view[_LENGTH.size : end] as body:
-                message = pickle.loads(body)
+            with memoryview(self._buffer) as view:
+                body = bytes(view[_LENGTH.size : end])
             del self._buffer[:end]
-            yield message
+            yield body
