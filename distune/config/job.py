@@ -159,6 +159,12 @@ class EvaluationSpec:
         """True where accuracy can be evaluated at all."""
         return self.eval_func is not None or (self.dataloader is not None and bool(self.metrics))
 
+    @property
+    def each_must_meet(self) -> bool:
+        """True where several metrics are given without weights: a model meets where each of them does."""
+        several = self.eval_func is None and len(self.metrics) > 1
+        return several and all(metric.weight is None for metric in self.metrics)
+
 
 @dataclass(frozen=True)
 class CriterionSpec:

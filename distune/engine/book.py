@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from distune.evaluation.criterion import better
+from distune.evaluation.criterion import Target, better
 from distune.strategies.stage import Trial
 
 
@@ -15,12 +16,14 @@ class TrialBook:
     Attributes:
         max_trials: Trials that may be judged in the run.
         baseline, target: Accuracy of fp32, and the one that meets the criterion (NaN while unknown).
+        targets: What each metric must reach where each must meet on its own; empty where ``target`` decides.
     """
 
     max_trials: int
     higher_is_better: bool = True
     baseline: float = float("nan")
     target: float = float("nan")
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._trials: list[Trial] = []

@@ -13,7 +13,7 @@ from distune.engine.dispatcher import Dispatcher, Outcome
 from distune.engine.outcome import StageRecord
 from distune.engine.stage_run import Decision, StageRun
 from distune.errors import TransportError
-from distune.evaluation.criterion import meets
+from distune.evaluation.criterion import all_meet, meets
 from distune.space.op_config import TuningConfig
 from distune.strategies.base import Answer, TuningFinished, Wanted
 from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial, Verdict
@@ -175,7 +175,11 @@ class Judging:
         )
 
     def _verdict(self, body: Accuracy) -> Verdict:
-        return "met" if meets(body.value, self._book.target, self._job.criterion.higher_is_better) else "not_met"
+        if self._book.targets:
+            met = all_meet(body.metrics, self._book.targets)
+        else:
+            met = meets(body.value, self._book.target, self._job.criterion.higher_is_better)
+        return "met" if met else "not_met"
 
     def _enter(self, stage: Stage, decision: Decision, total: int | None) -> None:
         trial = decision.trial

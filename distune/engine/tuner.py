@@ -13,18 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distune.config.job import DataloaderSpec, StrategySpec, TuningJob
+from distune.config.job import ComponentSpec, DataloaderSpec, StrategySpec, TuningJob
 from distune.distributed.transport import Event, Transport, WorkerInfo, WorkerLost
 from distune.engine import events
 from distune.engine.book import TrialBook
 from distune.engine.calibration import Calibrator
 from distune.engine.decisions import DecisionLog
 from distune.engine.dispatcher import Dispatcher, Interrupted
+from distune.engine.failures import raise_failure
 from distune.engine.judging import Judging
 from distune.engine.objective import Baseline, Choice, choose, score
 from distune.engine.outcome import OutcomeName, RunOutcome, Timing
 from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
-from distune.evaluation.criterion import target_accuracy
+from distune.evaluation.criterion import metric_targets, target_accuracy
 from distune.journal.journal import Journal
 from distune.journal.signature import differences, signature
 from distune.journal.workspace import Workspace
@@ -84,7 +85,9 @@ class Tuner:
             outcome = self._tune()
         except Interrupted as interruption:
             outcome = self._outcome("interrupted", failure=str(interruption))
-        except TransportError as error:
+        except UsageError:
+            raise
+        except DistuneError as error:
             outcome = self._outcome("failed", failure=str(error))
         finally:
             if self._journal is not None:
@@ -101,7 +104,7 @@ class Tuner:
         for outcome in (first, *others):
             body = outcome.body
             if isinstance(body, Failure):
-                _raise(body)
+                raise_failure(body)
             if not isinstance(body, Inspection):
                 raise TransportError(f"worker {outcome.rank} answered Inspect with {type(body).__name__}")
             if self._inspection is None:
@@ -178,9 +181,10 @@ class Tuner:
             score=self._score,
             outside=self._outside,
             facts=_facts(self._job),
+            job=self._job,
         )
         with suppress(TuningFinished):  # an overridden traverse() may go on asking after the end
-            strategy_type(self._space, context).traverse()
+            strategy_type.create(self._space, context).traverse()
         return self._conclude(self._judging)
 
     def _quantize_once(self, space: TuningSpace, judging: Judging) -> RunOutcome:
@@ -201,14 +205,19 @@ class Tuner:
         outcome = self._dispatcher.wait([task])[0]
         body = outcome.body
         if isinstance(body, Failure):
-            _raise(body, "scoring the fp32 model failed: ")
+            raise_failure(body, "scoring the fp32 model failed: ")
         if not isinstance(body, Accuracy):
             raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
         self._baseline = body
         self._book.baseline = body.value
         self._book.target = target_accuracy(self._job.criterion, body.value)
-        if body.value != body.value:
-            raise UserCodeError("the fp32 model's accuracy is NaN: no quantized model can be compared with it")
+        _check_directions(self._job, body.directions)
+        if self._job.evaluation.each_must_meet:
+            self._book.targets = metric_targets(self._job.criterion, body.metrics, body.directions)
+        nan = [name for name, value in body.metrics.items() if value != value] if self._book.targets else []
+        if body.value != body.value or nan:
+            what = f"metric {nan[0]}" if nan else "accuracy"
+            raise UserCodeError(f"the fp32 model's {what} is NaN: no quantized model can be compared with it")
         self._tell(
             events.BaselineKnown(
                 body.value,
@@ -355,6 +364,25 @@ class Tuner:
         self._listener.on(event)
 
 
+def _check_directions(job: TuningJob, directions: Mapping[str, bool]) -> None:
+    """A criterion that looks the wrong way would accept every damage and refuse every gain.
+
+    Raises:
+        UsageError: A metric of the package says otherwise than the criterion.
+    """
+    higher = job.criterion.higher_is_better
+    for given, (name, metric_higher) in zip(job.evaluation.metrics, directions.items(), strict=False):
+        ours = isinstance(given.metric, ComponentSpec) and ":" not in given.metric.name
+        if ours and metric_higher != higher:
+            better = "higher" if metric_higher else "lower"
+            raise UsageError(
+                f"{better} is better for the metric {name}, and accuracy_criterion says otherwise; set its "
+                f"higher_is_better to {str(metric_higher).lower()}"
+            )
+        if job.evaluation.each_must_meet:
+            return  # the first one stands for the accuracy; the others are compared in their own direction
+
+
 def _facts(job: TuningJob) -> dict[str, str]:
     """What the job is about, in names."""
     loader = job.evaluation.dataloader
@@ -365,10 +393,3 @@ def _facts(job: TuningJob) -> dict[str, str]:
         "dataset": dataset,
     }
     return {key: value for key, value in facts.items() if value}
-
-
-def _raise(failure: Failure, prefix: str = "") -> None:
-    """A failure that ends the run: the user's, or ours."""
-    if failure.kind == "user_error":
-        raise UserCodeError(f"{prefix}{failure.message}" + (f"\n{failure.detail}" if failure.detail else ""))
-    raise DistuneError(f"{prefix}{failure.message}" + (f"\n{failure.detail}" if failure.detail else ""))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from distune.config.job import CriterionSpec
 
@@ -25,6 +27,36 @@ def meets(value: float, target: float, higher_is_better: bool) -> bool:
     if math.isnan(value) or math.isnan(target):
         return False
     return value >= target if higher_is_better else value <= target
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one of several metrics must reach."""
+
+    value: float
+    higher_is_better: bool
+
+
+def metric_targets(
+    criterion: CriterionSpec, baseline: Mapping[str, float], directions: Mapping[str, bool]
+) -> dict[str, Target]:
+    """The target of every metric where each must meet on its own, with the tolerance of the criterion.
+
+    Args:
+        baseline: Every metric of the fp32 model.
+        directions: Whether higher is better, by metric.
+    """
+    return {
+        name: Target(target_accuracy(replace(criterion, higher_is_better=directions[name]), value), directions[name])
+        for name, value in baseline.items()
+    }
+
+
+def all_meet(metrics: Mapping[str, float], targets: Mapping[str, Target]) -> bool:
+    """Whether every metric reaches its target; one that is missing does not."""
+    return all(
+        meets(metrics.get(name, math.nan), target.value, target.higher_is_better) for name, target in targets.items()
+    )
 
 
 def better(a: float, b: float, higher_is_better: bool) -> bool:

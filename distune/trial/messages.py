@@ -191,6 +191,7 @@ class Accuracy:
         value: The accuracy that the criterion looks at; exact unless ``low`` < ``high``.
         low, high: Bounds of the exact value after an early verdict; equal to ``value`` after a full evaluation.
         metrics: Every metric by name.
+        directions: Whether higher is better, by metric; said with the baseline only.
         samples: Samples evaluated.
         complete: The complete evaluation set was used.
         verdict: Whether the criterion is met, ``None`` where it was not asked.
@@ -214,6 +215,7 @@ class Accuracy:
     inference_s: float = 0.0
     ops_executed_int8: int | None = None
     warnings: tuple[str, ...] = ()
+    directions: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,8 @@ class Runner:
             case m.Inspect():
                 return inspect(self._job, backend, self._evaluation(), self._calibration(), self._threads)
             case m.Baseline():
-                return self._score(backend.load(None, self._threads))
+                score = self._score(backend.load(None, self._threads))
+                return replace(score, directions=self._evaluator().metric_directions)
             case m.Calibrate():
                 return self._calibrate(body)
             case m.Judge():
