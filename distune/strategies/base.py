@@ -12,9 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, ClassVar, Protocol
 
-from distune.config.job import CriterionSpec
+from typing_extensions import Self
+
+from distune.config.job import CriterionSpec, TuningJob
 from distune.errors import UsageError
 from distune.space.op_config import TuningConfig
 from distune.space.tuning_space import TuningSpace
@@ -72,6 +75,7 @@ class StrategyContext:
             answers that come from outside the run (a service) and would be others the next time. A run that is
             resumed gets what was recorded and does not call ``work`` again. As with ``think`` the engine goes on.
         facts: What the run is about, for services that show it: ``model``, ``framework``, ``dataset``.
+        job: The whole job; ``None`` where there is none (tests of a strategy alone).
     """
 
     record: Record
@@ -87,6 +91,21 @@ class StrategyContext:
     )
     outside: Callable[[str, Callable[[], Any]], Any] = field(default=lambda key, work: work())
     facts: Mapping[str, str] = field(default_factory=dict)
+    job: TuningJob | None = None
+
+
+def _of_inc(job: TuningJob | None) -> dict[str, Any]:
+    """Arguments of a strategy's constructor in the form of INC 2.x."""
+    evaluation = None if job is None else job.evaluation
+    return {
+        "model": None if job is None else job.model.live or job.model.path,
+        "conf": job,
+        "q_dataloader": None if job is None else job.calibration.dataloader,
+        "q_func": None,
+        "eval_dataloader": None if evaluation is None else evaluation.dataloader,
+        "eval_func": None if evaluation is None else evaluation.eval_func,
+        "dicts": None,
+    }
 
 
 def _nearest(key: str, settings: Mapping[str, str]) -> str:
@@ -113,9 +132,39 @@ class TuneStrategy(ABC):
     settings: ClassVar[Mapping[str, str]] = {}
     required: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, space: TuningSpace, context: StrategyContext) -> None:
-        self.space = space
-        self.context = context
+    space: TuningSpace
+    context: StrategyContext
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A constructor in the form of INC 2.x finds both set already, and passes on what it likes.
+        if len(args) == 2 and not kwargs and isinstance(args[1], StrategyContext):
+            self.space, self.context = args
+
+    @classmethod
+    def create(cls, space: TuningSpace, context: StrategyContext) -> Self:
+        """A strategy of this class, whichever form its constructor has.
+
+        That is ``(space, context)``, or the one of INC 2.x: ``(model, conf, q_dataloader, q_func=None,
+        eval_dataloader=None, eval_func=None, dicts=None)``, which gets the model (or its path) and the parts of the
+        job. Either way ``self.space`` and ``self.context`` are there.
+        """
+        strategy = cls.__new__(cls)
+        strategy.space, strategy.context = space, context
+        if "q_dataloader" in signature(cls.__init__).parameters:
+            strategy.__init__(**_of_inc(context.job))  # type: ignore[misc]
+        else:
+            strategy.__init__(space, context)  # type: ignore[misc]
+        return strategy
+
+    def judge(self, wanted: Wanted) -> Any:
+        """Have ``wanted`` judged: the ``Trial`` of a config, else a stage's or probe's result.
+
+        For an overridden ``traverse``; in ``next_tune_cfg`` the ``yield`` does it.
+
+        Raises:
+            TuningFinished: The run is over; the engine takes it where ``traverse`` does not.
+        """
+        return self.context.judge(wanted)
 
     @classmethod
     def check(cls, kwargs: Mapping[str, Any], name: str = "") -> None:
