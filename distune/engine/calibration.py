@@ -42,7 +42,7 @@ class Calibrator:
             DataError: There are fewer calibration samples than asked for.
             UserCodeError: The calibration dataloader raised.
         """
-        if not config.needs_calibration or (variant, config.sampling_size) in self._loaded:
+        if not config.sampling_size or (variant, config.sampling_size) in self._loaded:
             return
         cached = self._workspace.cache / self._cache_name(variant, config.sampling_size)
         if cached.exists():

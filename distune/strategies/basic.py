@@ -16,11 +16,18 @@ from distune.space.op_config import Mode, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import StrategyContext, TuneGenerator, TuneStrategy
 from distune.strategies.default import default_config
-from distune.strategies.fallback import accumulated_stage, block_stage, impact_order, instance_stage, score_order
+from distune.strategies.fallback import (
+    accumulated_stage,
+    block_stage,
+    impact_order,
+    instance_stage,
+    score_order,
+    sensitivity_probe,
+)
 from distune.strategies.op_type_wise import op_type_wise, op_type_wise_total
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import whole_number
-from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial
+from distune.strategies.stage import Candidate, ProbeResult, Stage, StageResult, Trial
 
 NOTICEABLE = 0.25
 """Share of the accuracy missing to the target that a config must close to become the base of later stages."""
@@ -134,18 +141,18 @@ class BasicTuneStrategy(TuneStrategy):
     ) -> Generator[Any, Any, tuple[str, ...]]:
         """Groups by impact, found by trying each alone (stage 5.2).
 
-        Where the budget cannot pay for every group and for accumulating them afterwards, those with the largest
-        tensor error are tried and the others follow in the order of that error.
+        Where the budget cannot pay for every group and for accumulating them afterwards, those that bring
+        the largest output error are tried and the others follow in the order of that error.
         """
         reserve = min(len(groups), self.record.remaining // 3)
         affordable = self.record.remaining - reserve
         tried = tuple(reversed(groups))
         if len(groups) > affordable:
-            probe: ProbeResult = yield ProbeStage("tensor error of each op", "op_mse", base, groups, split="batches")
+            probe: ProbeResult = yield sensitivity_probe(self.space, base, groups, precision, batches=2)
             groups = score_order(probe.scores, groups)
             tried = groups[:affordable]
             self.context.tell(
-                f"{len(groups)} groups of ops, trials for {affordable}: those with the largest tensor error are tried "
+                f"{len(groups)} groups of ops, trials for {affordable}: those with the largest output error are tried "
                 f"one by one, the others follow in that order"
             )
         result: StageResult = yield instance_stage(self.space, base, tried, precision, reserve)

@@ -22,7 +22,10 @@ def test_mse_finds_the_planted_op_with_one_probe_and_far_fewer_trials_than_basic
     many = mixed_space(24, PLAIN)
     played = play("mse", many, PLANTED)
     assert played.quantized() == set(many.groups) - {"op3"}
-    assert [probe.kind for probe in played.probes] == ["op_mse"]
+    assert [(probe.kind, probe.split) for probe in played.probes] == [("op_sensitivity", "ops")]
+    by_tensor = play("mse", many, PLANTED, score="tensor")
+    assert by_tensor.quantized() == played.quantized()
+    assert [(probe.kind, probe.split) for probe in by_tensor.probes] == [("op_mse", "batches")]
     assert len(played.trials) == 2  # default and the first prefix
     assert len(play("basic", many, PLANTED).trials) > 2 * len(played.trials)
 
@@ -36,6 +39,12 @@ def test_the_order_is_by_score_whatever_the_direction_of_the_metric(strategy: st
     accumulated = next(stage for stage in played.stages if stage.name.startswith("accumulated"))
     assert accumulated.order[:2] == ("op4", "op1")
     assert played.quantized() == {"op0", "op2", "op3", "op5"}
+
+
+def test_the_error_probe_keeps_the_statistics_of_what_it_quantizes() -> None:
+    probe = play("mse", mixed_space(6, PLAIN), PLANTED).probes[0]
+    assert probe.config.is_fp32
+    assert probe.config.sampling_size == 100
 
 
 def test_mse_v2_falls_back_until_met_and_reverts_what_was_not_needed() -> None:
