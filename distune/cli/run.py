@@ -81,6 +81,7 @@ def _master(arguments: argparse.Namespace, connect: Callable[[TuningJob, Workspa
     from pathlib import Path
 
     from distune.engine.tuner import Tuner
+    from distune.errors import UsageError
     from distune.journal.workspace import Workspace
     from distune.report.console import ConsoleListener
     from distune.report.files import write_outcome
@@ -99,6 +100,9 @@ def _master(arguments: argparse.Namespace, connect: Callable[[TuningJob, Workspa
                 result = write_outcome(outcome, workspace)
                 code = outcome.exit_code
             console.show(result, workspace.path)
+        except UsageError:
+            code = 2
+            raise
         finally:
             transport.close(code)
         if arguments.json:

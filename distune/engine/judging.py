@@ -89,7 +89,7 @@ class Judging:
         start = self._dispatcher.now()
         total = _total(stage)
         run = StageRun(stage, self._book, self._stop_at_first)
-        base = self._book.best
+        base = self._book.best if stage.base is None else self._book.find(stage.base.hash)
         if stage.order:
             self.fallback_order = stage.order
             self._decisions.add(kind="order", stage=stage.name, order=stage.order)

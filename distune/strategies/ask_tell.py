@@ -58,6 +58,7 @@ class AskTellTuneStrategy(TuneStrategy):
     from_default: ClassVar[bool] = True
     patience: ClassVar[int] = 5
     needs: ClassVar[Mapping[str, str]] = {"optuna": "samplers"}
+    tunes_parameters: ClassVar = True
     settings: ClassVar = {
         "target": "objective: minimise the objective among what meets the criterion (default); accuracy: look for the "
         "best accuracy.",
@@ -110,7 +111,9 @@ class _Study:
         self._unseen = Unseen(search)
         self._random = random.Random(strategy.context.seed)
         self._distributions = {
-            parameter.name: optuna.distributions.CategoricalDistribution(tuple(range(len(parameter.choices))))
+            parameter.name: optuna.distributions.IntDistribution(0, len(parameter.choices) - 1)
+            if parameter.ordered
+            else optuna.distributions.CategoricalDistribution(tuple(range(len(parameter.choices))))
             for parameter in search.parameters
         }
         # Since 5.0 a trial carries its constraints; before, the sampler asked a function for them.
@@ -122,7 +125,7 @@ class _Study:
                 direction="minimize", sampler=strategy.sampler(optuna, constraints), study_name="distune"
             )
         if strategy.from_default:
-            self._study.enqueue_trial({parameter.name: 0 for parameter in search.parameters})
+            self._study.enqueue_trial({parameter.name: parameter.default for parameter in search.parameters})
 
     def ask(self, size: int) -> list[_Proposal]:
         """Up to ``size`` configs that were not asked for before; fewer, or none, where the space has no more."""

@@ -125,12 +125,14 @@ class TuneStrategy(ABC):
     Attributes:
         settings: The ``strategy_kwargs`` that the strategy knows, with what each means.
         required: Those of them that must be given.
+        tunes_parameters: It chooses the user's own parameters (``space.parameters``) too.
         space: The tuning space.
         context: The rest of what it is given.
     """
 
     settings: ClassVar[Mapping[str, str]] = {}
     required: ClassVar[tuple[str, ...]] = ()
+    tunes_parameters: ClassVar[bool] = False
 
     space: TuningSpace
     context: StrategyContext

@@ -7,7 +7,7 @@ it is better by more than chance.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -31,6 +31,12 @@ from distune.strategies.stage import Candidate, ProbeResult, Stage, StageResult,
 
 NOTICEABLE = 0.25
 """Share of the accuracy missing to the target that a config must close to become the base of later stages."""
+
+SLOWER = 1.1
+"""Latency of a new base, against that of the base before it, at most."""
+
+_RIVALS = 3
+"""Possible bases of a stage whose latency is measured."""
 
 
 @strategy_registry
@@ -70,26 +76,49 @@ class BasicTuneStrategy(TuneStrategy):
             yield from self.fallback(base, precision)
 
     def _ask(self, stage: Stage) -> Generator[Any, Any, StageResult]:
-        """Have a stage judged and remember the best that came of it."""
+        """Have a stage judged and take from it a better base for the later ones, if there is one."""
         result: StageResult = yield stage
-        if result.best is not None and self._leads(result.best):
+        if self._lead is None:
             self._lead = result.best
+        rivals = sorted(filter(self._leads, result.trials), key=self._loss)[:_RIVALS]
+        if rivals and self._lead is not None and not result.finished:
+            self._lead = yield from self._fast_enough(self._lead, rivals)
         return result
 
     def _leads(self, trial: Trial) -> bool:
-        """Whether ``trial`` is a better base than what led so far.
+        """Whether ``trial`` is so much more accurate than the base that this is no chance.
 
-        It must close a noticeable part of what is missing to the target. A few samples more or less are chance, and
-        the default config is the backend's fastest: a base that wins by chance would only be slower.
+        A few samples more or less are chance, and the default config is the backend's fastest: a base that wins by
+        chance would only be slower. So it must close a part of what is missing to the target.
         """
-        if trial.accuracy is None:
-            return False
-        lead = self._lead.accuracy if self._lead is not None else None
-        if lead is None or lead != lead:
-            return True
-        missing = abs(self.record.target - lead)
-        gained = abs(trial.accuracy - lead)
-        return better(trial.accuracy, lead, self.context.criterion.higher_is_better) and gained >= NOTICEABLE * missing
+        lead = self._lead
+        if lead is None or lead.accuracy is None or trial.accuracy is None:
+            return trial.accuracy is not None and (lead is None or lead.accuracy is None)
+        missing, gained = abs(self.record.target - lead.accuracy), abs(trial.accuracy - lead.accuracy)
+        return (
+            better(trial.accuracy, lead.accuracy, self.context.criterion.higher_is_better)
+            and gained >= NOTICEABLE * missing
+        )
+
+    def _fast_enough(self, lead: Trial, rivals: Sequence[Trial]) -> Generator[Any, Any, Trial]:
+        """The most accurate of ``rivals`` that is about as fast as ``lead``, which stays where none is.
+
+        Fallback makes a config slower, never faster: from a slow base no fast model can come. Where latency is not
+        the objective, or could not be measured, accuracy alone decides.
+        """
+        candidates = [Candidate(trial.config, trial.label) for trial in (lead, *rivals)]
+        measured: StageResult = yield Stage("latency of possible bases", candidates, "none", "best", latency="all")
+        latency = {trial.id: trial.latency for trial in measured.trials}
+        ours = latency.get(lead.id)
+        for rival in rivals:
+            theirs = latency.get(rival.id)
+            if ours is None or theirs is None or theirs.ratio <= SLOWER * ours.ratio:
+                return rival
+        return lead
+
+    def _loss(self, trial: Trial) -> tuple[float, int]:
+        sign = -1.0 if self.context.criterion.higher_is_better else 1.0
+        return (float("inf") if trial.accuracy is None else sign * trial.accuracy, trial.id)
 
     def _all_recipes(self, base: TuningConfig) -> TuneGenerator:
         if self.space.recipes:

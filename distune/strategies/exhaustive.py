@@ -19,6 +19,7 @@ _BATCH = 8
 class ExhaustiveTuneStrategy(TuneStrategy):
     """Judges every tuning config of the space in order, the default first, drawing them as the budget allows."""
 
+    tunes_parameters: ClassVar = True
     settings: ClassVar = {
         "fallback": "Whether fp32 is among the options of each op (default: false).",
         "batch_size": f"Configs in one stage (default: {_BATCH}).",

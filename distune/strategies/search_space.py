@@ -1,7 +1,7 @@
 """The tuning space as independent categorical parameters, for strategies that sample or enumerate it.
 
-There is one parameter a group of ops with more than one option, and one for the calibration sampling size. A point is
-a tuple of indices, one a parameter. Nothing here enumerates the space: a model of 60 ops has 10⁴⁰ points.
+There is one parameter a group of ops with more than one option, one for the calibration sampling size, and those of
+the user's own (``tuning.parameters``). A point is a tuple of indices, one a parameter. Nothing here enumerates the space: a model of 60 ops has 10⁴⁰ points.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
+from distune.config.parameters import ParameterSpec, Value
 from distune.space.op_config import FP32, OpConfig, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.stage import Candidate
@@ -25,12 +26,22 @@ class Parameter:
     """One categorical parameter.
 
     Attributes:
-        name: ``sampling_size``, or ``group:`` and the name of a group of ops.
-        choices: What its indices stand for, the default first.
+        name: ``sampling_size``, ``group:`` and the name of a group of ops, or ``parameter:`` and that of a parameter of
+            the user's own.
+        choices: What its indices stand for.
+        default: Index of the default choice.
+        spec: The user's parameter, where it is one.
     """
 
     name: str
-    choices: tuple[OpConfig | int, ...]
+    choices: tuple[OpConfig | Value, ...]
+    default: int = 0
+    spec: ParameterSpec | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """True where neighbouring indices stand for neighbouring values."""
+        return self.spec is not None and self.spec.kind != "categorical"
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,15 @@ class SearchSpace:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters that have a choice: the sampling size, then the groups in graph order."""
+        """The parameters that have a choice: the sampling size, the groups in graph order, the user's own."""
         found = [Parameter(f"group:{group}", self._options(group)) for group in self._groups]
         calibrated = any(o.mode == "static" for op in self.space.ops for o in op.options)
         if calibrated and len(self.space.sampling_sizes) > 1:
             found.insert(0, Parameter("sampling_size", self.space.sampling_sizes))
+        found += [
+            Parameter(f"parameter:{spec.name}", spec.choices, spec.nearest(spec.first), spec)
+            for spec in self.space.parameters
+        ]
         return tuple(found)
 
     @cached_property
@@ -66,19 +81,26 @@ class SearchSpace:
     def candidate(self, point: Sequence[int]) -> Candidate:
         """The tuning config of a point, with a label that says how far it is from the default."""
         changes: dict[str, OpConfig] = {}
+        values: dict[str, Value] = {}
         sampling_size = self.space.sampling_sizes[0]
         changed = 0
         for parameter, index in zip(self.parameters, point, strict=True):
             choice = parameter.choices[index]
-            if isinstance(choice, int):
-                sampling_size = choice
-            else:
+            if isinstance(choice, OpConfig):
                 changes.update(self._changes(parameter.name.removeprefix("group:"), choice))
                 changed += index > 0
-        config = replace(self._default.with_ops(changes), sampling_size=sampling_size)
+            elif parameter.spec is not None:
+                values[parameter.spec.name] = choice
+            else:
+                sampling_size = int(choice)
+        own = tuple(sorted(values.items()))
+        config = replace(self._default.with_ops(changes), sampling_size=sampling_size, parameters=own)
         label = f"{changed} of {len(self.space.groups)} groups changed" if changed else "default"
         if sampling_size != self.space.sampling_sizes[0]:
             label += f", {sampling_size} samples"
+        label += "".join(
+            f", {name}={value:.4g}" if isinstance(value, float) else f", {name}={value}" for name, value in own
+        )
         return Candidate(self.space.effective(config), label)
 
     @cached_property

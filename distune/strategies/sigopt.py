@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class SigOptTuneStrategy(TuneStrategy):
     The experiment has one categorical parameter for each group of ops; its budget is ``max_trials``.
     """
 
+    tunes_parameters: ClassVar = True
     settings: ClassVar = {**SETTINGS, "fallback": "Whether fp32 is among the options of each op (default: false)."}
 
     @classmethod
@@ -142,17 +144,22 @@ class SigOptTuneStrategy(TuneStrategy):
 
 
 class Coding:
-    """The search space in the service's terms: a categorical parameter each, and back.
+    """The search space in the service's terms, and back: a categorical parameter a group, the user's own as they are.
 
     Names carry their number, so that those cut to the service's length stay distinct.
     """
 
     def __init__(self, search: SearchSpace) -> None:
         self.search = search
-        self._names = [_name(index, parameter.name) for index, parameter in enumerate(search.parameters)]
         self._values = [
             {_name(index, _label(choice)): index for index, choice in enumerate(parameter.choices)}
+            if parameter.spec is None
+            else {}
             for parameter in search.parameters
+        ]
+        self._names = [
+            _name(index, parameter.name) if parameter.spec is None else parameter.spec.name
+            for index, parameter in enumerate(search.parameters)
         ]
 
     @property
@@ -160,18 +167,26 @@ class Coding:
         """Bodies of the experiment's parameters."""
         return [
             {"name": name, "type": "categorical", "categorical_values": [{"name": value} for value in values]}
-            for name, values in zip(self._names, self._values, strict=True)
+            if parameter.spec is None
+            else parameter.spec.to_sigopt()
+            for parameter, name, values in zip(self.search.parameters, self._names, self._values, strict=True)
         ]
 
     def point(self, suggestion: Suggestion) -> tuple[int, ...]:
-        """Indices of the choices of a suggestion."""
+        """Indices of the choices of a suggestion, the nearest ones where it lies between."""
         return tuple(
-            values[str(suggestion.assignments[name])] for name, values in zip(self._names, self._values, strict=True)
+            values[str(suggestion.assignments[name])]
+            if parameter.spec is None
+            else parameter.spec.nearest(parameter.spec.from_sigopt(suggestion.assignments[name]))
+            for parameter, name, values in zip(self.search.parameters, self._names, self._values, strict=True)
         )
 
     def candidate(self, suggestion: Suggestion) -> Candidate:
-        """The tuning config of a suggestion."""
-        return self.search.candidate(self.point(suggestion))
+        """The tuning config of a suggestion, with the user's own parameters exactly as suggested."""
+        found = self.search.candidate(self.point(suggestion))
+        specs = self.search.space.parameters
+        own = tuple(sorted((spec.name, spec.from_sigopt(suggestion.assignments[spec.name])) for spec in specs))
+        return replace(found, config=replace(found.config, parameters=own))
 
 
 def _name(index: int, text: str) -> str:

@@ -84,6 +84,8 @@ class Stage:
         reserve: Trials of the budget that this stage must leave to later ones.
         total: Number of candidates where it is known although ``candidates`` is lazy.
         order: The fallback order of ops (groups) that the candidates follow; journalled as a decision.
+        base: The config from which the candidates of a ``rank`` stage differ by one op (group) each; their impact is
+            the accuracy gained over it. ``None`` means the best config so far.
         ends_run: Whether a candidate that meets ends the run where the first success does (``timeout: 0``). A
             strategy that looks for something better than its first success says no, and ends by itself.
     """
@@ -97,6 +99,7 @@ class Stage:
     reserve: int = 0
     total: int | None = None
     order: tuple[str, ...] = ()
+    base: TuningConfig | None = None
     ends_run: bool = True
 
 
