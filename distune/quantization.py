@@ -29,7 +29,7 @@ from distune.config.conf import PostTrainingQuantConfig, QuantizationAwareTraini
 from distune.config.conf_to_job import Live, job_of
 from distune.config.job import ModelSpec
 from distune.config.known import KnownNames
-from distune.config.options import options
+from distune.config.process_options import options
 from distune.distributed.topology import launched_by_mpi
 from distune.errors import UsageError
 

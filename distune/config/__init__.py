@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         QuantizationAwareTrainingConfig,
         TuningCriterion,
     )
-    from distune.config.options import options, set_random_seed, set_resume_from, set_tensorboard, set_workspace
+    from distune.config.process_options import options, set_random_seed, set_resume_from, set_tensorboard, set_workspace
 
 _MODULES = {
     "conf": (
@@ -29,7 +29,7 @@ _MODULES = {
         "QuantizationAwareTrainingConfig",
         "TuningCriterion",
     ),
-    "options": ("options", "set_random_seed", "set_resume_from", "set_tensorboard", "set_workspace"),
+    "process_options": ("options", "set_random_seed", "set_resume_from", "set_tensorboard", "set_workspace"),
 }
 
 
