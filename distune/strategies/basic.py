@@ -70,6 +70,7 @@ class BasicTuneStrategy(TuneStrategy):
         yield from self._ask(Stage(name, [Candidate(default, "default")]))
         yield from self._all_recipes(default)
         yield from self._op_type_wise(default)
+        yield from self._dynamic(default)
         yield from self._recipes_one_by_one()
         base = self._lead.config if self._lead is not None else default
         for precision in self.space.precisions:
@@ -140,6 +141,13 @@ class BasicTuneStrategy(TuneStrategy):
             )
         if found and limit:
             yield from self._ask(Stage("op-type-wise", list(islice(op_type_wise(self.space, base), limit))))
+
+    def _dynamic(self, base: TuningConfig) -> TuneGenerator:
+        """With approach ``auto`` every op that can be static or dynamic is static first, and dynamic here."""
+        if base.needs_calibration:
+            first = next(op_type_wise(self.space, base, "dynamic"), None)
+            if first is not None:
+                yield from self._ask(Stage("dynamic", [Candidate(first.config, "dynamic")]))
 
     def _recipes_one_by_one(self) -> TuneGenerator:
         if self._lead is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from distune.space.capability import ModeOptions, OpInfo, TensorOptions
+from distune.space.op_config import FP32, OpConfig
+from distune.space.tuning_space import TuningSpace
 from tests.strategies.harness import PLAIN, AdditiveModel, mixed_space, play
 
 
@@ -19,3 +22,24 @@ def test_instance_wise_fallback_orders_the_accumulated_one() -> None:
     accumulated = next(stage for stage in played.stages if stage.name.startswith("accumulated"))
     assert accumulated.order[:2] == ("op3", "op1")
     assert played.quantized() == {"op0", "op2", "op4", "op5"}
+
+
+def test_approach_auto_tries_dynamic_where_static_does_not_meet() -> None:
+    dynamic = ModeOptions("dynamic", TensorOptions(("uint8",)), TensorOptions(("int8",)))
+    both = (*PLAIN.expand(), *dynamic.expand(), FP32)
+    space = TuningSpace(
+        (OpInfo("a", "MatMul", both, "a", True), OpInfo("b", "Conv", (*PLAIN.expand(), FP32), "b", True))
+    )
+
+    def static_costs(option: OpConfig) -> float:
+        return 0.02 if option.mode == "static" else 0.0
+
+    played = play("basic", space, AdditiveModel(default_cost=0.0, option_cost=static_costs), tolerance=0.03)
+    assert [trial.stage for trial in played.trials] == ["default", "dynamic"]
+    assert played.winner is not None
+    assert [option.mode for _, option in played.winner.config.ops] == ["dynamic", "static"]
+
+
+def test_without_dynamic_options_there_is_no_dynamic_stage() -> None:
+    played = play("basic", mixed_space(4, PLAIN), AdditiveModel(default_cost=0.5), max_trials=30)
+    assert "dynamic" not in {stage.name for stage in played.stages}
