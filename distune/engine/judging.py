@@ -106,8 +106,13 @@ class Judging:
     def _decide(self, run: StageRun, total: int | None) -> None:
         """Have the stage's candidates judged until it ends."""
         tasks: dict[int, Candidate] = {}
+        waiting: list[Candidate] = []
         while True:
-            for candidate in run.want(self._ahead(run.stage)):
+            waiting += run.want(self._ahead(run.stage))
+            # What the journal answers comes first: it may end the stage, and then nothing new needs to begin.
+            known = [candidate for candidate in waiting if self._dispatcher.knows(self._request(candidate.config))]
+            submitted, waiting = (known, [c for c in waiting if c not in known]) if known else (waiting, [])
+            for candidate in submitted:
                 tasks[self._submit(candidate.config)] = candidate
             for task_id in list(tasks):
                 outcome = self._dispatcher.take(task_id)
@@ -123,7 +128,7 @@ class Judging:
                 run.stop()
             if run.ended:
                 break
-            if not decided:
+            if not decided and not known:
                 self._dispatcher.pump()
         self._dispatcher.drop(tasks)
 
@@ -133,11 +138,13 @@ class Judging:
         return 2 * workers if stage.exit == "none" or not self._stop_at_first else workers
 
     def _submit(self, config: TuningConfig) -> int:
-        criterion = self._job.criterion
-        body = Judge(config, "exact", self._book.target, criterion.higher_is_better)
+        body = self._request(config)
         if not self._dispatcher.knows(body):
             self._calibrator.ensure(config)
         return self._dispatcher.submit(body)
+
+    def _request(self, config: TuningConfig) -> Judge:
+        return Judge(config, "exact", self._book.target, self._job.criterion.higher_is_better)
 
     def _trial(self, stage: Stage, candidate: Candidate, outcome: Outcome) -> Trial:
         trial = Trial(

@@ -103,6 +103,8 @@ class Tuner:
         first, *others = self._dispatcher.wait(ids)
         for outcome in (first, *others):
             body = outcome.body
+            if isinstance(body, Failure) and body.kind == "lost":
+                continue  # the others go on; the dispatcher has warned of it
             if isinstance(body, Failure):
                 raise_failure(body)
             if not isinstance(body, Inspection):
