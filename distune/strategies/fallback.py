@@ -44,7 +44,9 @@ def block_stage(space: TuningSpace, base: TuningConfig, precision: Mode) -> Stag
         for index, block in enumerate(space.blocks)
         if (wanted := [group for group in block if group in quantized])
     ]
-    return Stage(f"block-wise fallback to {precision}", candidates, exit="first", use="rank", accuracy="exact", base=base)
+    return Stage(
+        f"block-wise fallback to {precision}", candidates, exit="first", use="rank", accuracy="exact", base=base
+    )
 
 
 def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: bool) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The tuning space as independent categorical parameters, for strategies that sample or enumerate it.
 
 There is one parameter a group of ops with more than one option, one for the calibration sampling size, and those of
-the user's own (``tuning.parameters``). A point is a tuple of indices, one a parameter. Nothing here enumerates the space: a model of 60 ops has 10⁴⁰ points.
+the user's own (``tuning.parameters``). A point is a tuple of indices, one a parameter. Nothing here enumerates the
+space: a model of 60 ops has 10⁴⁰ points.
 """
 
 from __future__ import annotations
