@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distune.config.parameters import ParameterSpec, TuningMetric
 from distune.config.secret import Secret
 
 SECRET_SETTINGS = ("sigopt_api_token",)
 """Settings of strategies that must not be written anywhere."""
 
 Approach = Literal["static", "dynamic", "auto", "weight_only", "qat"]
-ObjectiveName = Literal["performance", "modelsize", "footprint", "accuracy"]
+ObjectiveName = Literal["performance", "modelsize", "footprint", "accuracy", "metric"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class EvaluationSpec:
         postprocess: Transforms of the model's outputs before the metric.
         iteration: Batches evaluated at most; -1 means all.
         eval_func: ``module:name``, ``/abs/file.py:name`` or a live function: gets a callable model, returns a number.
+        names: Metrics that ``tuning.metrics`` asks of the evaluation, the first of which is the accuracy; empty where
+            there are none.
         performance: Latency settings.
     """
 
@@ -152,6 +155,7 @@ class EvaluationSpec:
     postprocess: tuple[ComponentSpec, ...] = ()
     iteration: int = -1
     eval_func: str | Callable[..., Any] | None = None
+    names: tuple[str, ...] = ()
     performance: LatencySpec = LatencySpec()
 
     @property
@@ -168,19 +172,28 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class CriterionSpec:
-    """The accuracy to keep: ``tolerance * |baseline|`` may be lost (relative), or ``tolerance`` (absolute)."""
+    """The accuracy to keep: ``tolerance * |baseline|`` may be lost (relative), or ``tolerance`` (absolute).
 
-    kind: Literal["relative", "absolute"] = "relative"
+    ``threshold`` says what must be reached whatever fp32 reaches: ``tolerance`` is that value.
+    """
+
+    kind: Literal["relative", "absolute", "threshold"] = "relative"
     tolerance: float = 0.01
     higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """What is minimised among the trials that meet (``accuracy``: the loss), with its weight among several."""
+    """What is minimised among the trials that meet (``accuracy``: the loss), with its weight among several.
+
+    Attributes:
+        metric: Where ``name`` is ``metric``: which one of the evaluation's, maximised if ``higher_is_better``.
+    """
 
     name: ObjectiveName = "performance"
     weight: float = 1.0
+    metric: str = ""
+    higher_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,6 +230,8 @@ class TuningJob:
     """One run of distune.
 
     Attributes:
+        parameters: Parameters of the user's own that are tuned beside the ops; ``eval_func`` gets them by keyword.
+        metrics: What ``tuning.metrics`` says; criterion, objectives and ``evaluation.names`` follow from it.
         recipes: Recipes that the user fixed, by name; the others may be tuned.
         quant_level: ``auto``, 0 or 1.
         isolation: ``process`` runs trials in a child process of each rank, ``none`` in the rank itself.
@@ -235,8 +250,15 @@ class TuningJob:
     criterion: CriterionSpec = CriterionSpec()
     objectives: tuple[ObjectiveSpec, ...] = (ObjectiveSpec(),)
     exit_policy: ExitPolicy = ExitPolicy()
+    parameters: tuple[ParameterSpec, ...] = ()
+    metrics: tuple[TuningMetric, ...] = ()
     evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = 1978
     isolation: Literal["process", "none"] = "process"
     workspace: str = ""
     source: str = ""
+
+    @property
+    def stops_at_first(self) -> bool:
+        """The first success ends the run: no time to look further was given, and no metric to optimize."""
+        return not self.exit_policy.timeout and all(metric.strategy != "optimize" for metric in self.metrics)

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from distune.config.diagnostics import describe, did_you_mean
 from distune.config.faults import Context, Fault, FaultError, Section
+from distune.config.parameters import MEASURED
+from distune.config.schema_parameters import MetricSection, ParameterSection, check_names
 from distune.config.schema_quantization import NO_EFFECT
 from distune.config.values import (
     Absolute,
@@ -228,11 +230,38 @@ class Tuning(Section):
     )
     isolation: Literal["process", "none"] = Field("process", description="Where trials run.")
     latency: Latency | None = Field(None, description="How latency is measured.")
+    parameters: tuple[ParameterSection, ...] = Field((), description="Parameters of one's own, tuned beside the ops.")
+    metrics: tuple[MetricSection, ...] = Field((), description="Metrics to optimize, to keep or to write down.")
+    budget: Whole | None = Field(None, ge=1, description="Trials at most: another name of exit_policy.max_trials.")
 
     @classmethod
     def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
         if "objective" in data and "multi_objectives" in data:
             yield Fault("'objective' and 'multi_objectives' exclude each other; keep one", ("multi_objectives",), "key")
+        yield from check_names(data.get("parameters"), "parameters")
+        yield from check_names(data.get("metrics"), "metrics")
+        policy = data.get("exit_policy")
+        if "budget" in data and isinstance(policy, Mapping) and "max_trials" in policy:
+            yield Fault("'budget' and 'exit_policy.max_trials' say the same; keep one", ("budget",), "key")
+        given = [entry for entry in data.get("metrics") or () if isinstance(entry, Mapping | str)]
+        roles = {"optimize" if isinstance(entry, str) else entry.get("strategy", "optimize") for entry in given}
+        if "constraint" in roles and "accuracy_criterion" in data:
+            message = "a constraint in 'metrics' and 'accuracy_criterion' say the same; keep one"
+            yield Fault(message, ("accuracy_criterion",), "key")
+        for key in ("objective", "multi_objectives"):
+            if "optimize" in roles and key in data:
+                yield Fault(f"a metric to optimize in 'metrics' and {key!r} say the same; keep one", (key,), "key")
+
+    def check_values(self, context: Context) -> Iterator[Fault]:
+        for index, metric in enumerate(self.metrics):
+            if metric.name in MEASURED and metric.strategy == "constraint":
+                yield Fault(f"{metric.name} can be optimized or stored, not constrained", ("metrics", index))
+            elif metric.name in MEASURED and metric.strategy == "optimize" and metric.objective == "maximize":
+                yield Fault(f"{metric.name} is to be minimized: add objective: minimize", ("metrics", index))
+        endless = [parameter.name for parameter in self.parameters if not parameter.spec().is_grid]
+        if endless and self.strategy.name == "exhaustive":
+            index = [parameter.name for parameter in self.parameters].index(endless[0])
+            yield Fault("exhaustive goes through a grid: give this parameter one", ("parameters", index))
 
     @classmethod
     def normalise(cls, data: Any) -> Any:

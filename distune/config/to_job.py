@@ -16,10 +16,12 @@ from distune.config.job import (
     LatencySpec,
     MetricSpec,
     ModelSpec,
+    ObjectiveName,
     ObjectiveSpec,
     StrategySpec,
     TuningJob,
 )
+from distune.config.parameters import MEASURED
 from distune.config.schema import Configuration, Model, framework_of
 from distune.config.schema_evaluation import Accuracy, Evaluation
 from distune.config.schema_quantization import Calibration, Dataloader, Quantization, Rule
@@ -55,9 +57,11 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         quant_level=cast(Literal["auto", 0, 1], quantization.quant_level),
         strategy=StrategySpec(strategy.name, strategy.kwargs(), strategy.module),
         criterion=_criterion(tuning),
+        parameters=tuple(parameter.spec() for parameter in tuning.parameters),
+        metrics=tuple(metric.spec() for metric in tuning.metrics),
         objectives=_objectives(tuning),
-        exit_policy=ExitPolicy(policy.timeout, policy.max_trials, policy.performance_only),
-        evaluation=_evaluation(configuration.evaluation, tuning.latency),
+        exit_policy=ExitPolicy(policy.timeout, tuning.budget or policy.max_trials, policy.performance_only),
+        evaluation=_evaluation(configuration.evaluation, tuning),
         seed=tuning.random_seed,
         isolation=tuning.isolation,
         workspace=workspace,
@@ -113,6 +117,9 @@ def _allowed(rule: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def _criterion(tuning: Tuning) -> CriterionSpec:
+    constraint = next((metric for metric in tuning.metrics if metric.strategy == "constraint"), None)
+    if constraint is not None and constraint.threshold is not None:
+        return CriterionSpec("threshold", constraint.threshold, constraint.objective == "maximize")
     criterion = tuning.accuracy_criterion
     if criterion.absolute is not None:
         return CriterionSpec("absolute", criterion.absolute, criterion.higher_is_better)
@@ -121,6 +128,14 @@ def _criterion(tuning: Tuning) -> CriterionSpec:
 
 
 def _objectives(tuning: Tuning) -> tuple[ObjectiveSpec, ...]:
+    optimized = [metric.spec() for metric in tuning.metrics if metric.strategy == "optimize"]
+    if optimized:
+        return tuple(
+            ObjectiveSpec(cast(ObjectiveName, MEASURED[metric.name]))
+            if metric.name in MEASURED
+            else ObjectiveSpec("metric", metric=metric.name, higher_is_better=metric.higher_is_better)
+            for metric in optimized
+        )
     several = tuning.multi_objectives
     if several is None:
         return (ObjectiveSpec(tuning.objective),)
@@ -128,7 +143,7 @@ def _objectives(tuning: Tuning) -> tuple[ObjectiveSpec, ...]:
     return tuple(ObjectiveSpec(name, weight) for name, weight in zip(several.objective, weights, strict=True))
 
 
-def _evaluation(evaluation: Evaluation, latency: Latency | None) -> EvaluationSpec:
+def _evaluation(evaluation: Evaluation, tuning: Tuning) -> EvaluationSpec:
     accuracy = evaluation.accuracy or Accuracy.model_construct()
     return EvaluationSpec(
         dataloader=_dataloader(accuracy.dataloader) if accuracy.dataloader is not None else None,
@@ -136,8 +151,16 @@ def _evaluation(evaluation: Evaluation, latency: Latency | None) -> EvaluationSp
         postprocess=accuracy.postprocess.transform,
         iteration=accuracy.iteration,
         eval_func=accuracy.eval_func,
-        performance=_latency(evaluation, latency),
+        names=_names(tuning),
+        performance=_latency(evaluation, tuning.latency),
     )
+
+
+def _names(tuning: Tuning) -> tuple[str, ...]:
+    """Metrics that the evaluation must give; first the one that the criterion looks at."""
+    asked = [metric for metric in tuning.metrics if metric.name not in MEASURED]
+    roles = {"constraint": 0, "optimize": 1, "store": 2}
+    return tuple(metric.name for metric in sorted(asked, key=lambda metric: roles[metric.strategy]))
 
 
 def _metrics(accuracy: Accuracy) -> tuple[MetricSpec, ...]:

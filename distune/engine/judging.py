@@ -57,7 +57,7 @@ class Judging:
         self._book = book
         self._decisions = decisions
         self._listener = listener
-        self._stop_at_first = not job.exit_policy.timeout
+        self._stop_at_first = job.stops_at_first
         self._finished = False
         self.stages: list[StageRecord] = []
         self.fallback_order: tuple[str, ...] = ()

@@ -7,8 +7,9 @@ of it the model with the fewest bytes wins, then the lowest trial id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from distune.config.job import ObjectiveSpec
 from distune.strategies.stage import Trial
@@ -25,11 +26,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What objectives are measured against: fp32's accuracy, the direction of accuracy, and fp32's bytes."""
+    """What objectives are measured against: fp32's accuracy, its direction, fp32's bytes and metrics."""
 
     accuracy: float
     size_bytes: int
     higher_is_better: bool = True
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,18 @@ def _ratio(trial: Trial, objective: ObjectiveSpec, baseline: Baseline) -> tuple[
         exact = None if trial.size_bytes is None else trial.size_bytes / baseline.size_bytes
     elif objective.name == "footprint":
         exact = trial.footprint_ratio
+    elif objective.name == "metric":
+        exact = _relative(trial.metrics.get(objective.metric), baseline.metrics.get(objective.metric), objective)
     else:
         # The loss, so that it is minimised like the others; relative where fp32's accuracy gives it a scale.
         scale = (abs(baseline.accuracy) or 1.0) * (1 if baseline.higher_is_better else -1)
         exact = None if trial.accuracy is None else (baseline.accuracy - trial.accuracy) / scale
     return None if exact is None else (exact, exact, exact)
+
+
+def _relative(value: float | None, fp32: float | None, objective: ObjectiveSpec) -> float | None:
+    """A metric of the user's own as a ratio: 1 is what fp32 has, below is better, in units of fp32's value."""
+    if value is None or fp32 is None or not math.isfinite(value):
+        return None
+    gain = (value - fp32) / (abs(fp32) or 1.0)
+    return 1.0 - gain if objective.higher_is_better else 1.0 + gain

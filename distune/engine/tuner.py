@@ -25,13 +25,13 @@ from distune.engine.judging import Judging
 from distune.engine.objective import Baseline, Choice, choose, score
 from distune.engine.outcome import OutcomeName, RunOutcome, Timing
 from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
-from distune.evaluation.criterion import metric_targets, target_accuracy
+from distune.evaluation.criterion import metric_targets, target_accuracy, threshold_targets
 from distune.journal.journal import Journal
 from distune.journal.signature import differences, signature
 from distune.journal.workspace import Workspace
 from distune.space.tuning_space import TuningSpace, build_space
 from distune.strategies.base import StrategyContext, TuningFinished
-from distune.strategies.registry import strategy_class
+from distune.strategies.registry import strategies, strategy_class
 from distune.strategies.stage import Trial
 from distune.trial.messages import Accuracy, Export, Exported, Failure, Inspect, Inspection
 from distune.trial.messages import Baseline as ScoreBaseline
@@ -78,6 +78,9 @@ class Tuner:
         """
         chosen = self._strategy()
         strategy_class(chosen).check(chosen.kwargs, chosen.name)
+        if self._job.parameters and not strategy_class(chosen).tunes_parameters:
+            able = ", ".join(name for name, strategy in strategies().items() if strategy.tunes_parameters)
+            raise UsageError(f"strategy {chosen.name} does not tune parameters of one's own; those that do: {able}")
         self._tell(events.RunStarted(self._job, self._started_workers))
         try:
             self._inspect()
@@ -151,6 +154,7 @@ class Tuner:
             self._job.recipes,
             self._job.calibration.sampling_sizes,
         )
+        self._space = replace(self._space, parameters=self._job.parameters)
         for warning in self._space.warnings:
             self._warn(warning)
         self._calibrator = Calibrator(self._dispatcher, self._workspace, self._inspection.digest, self._listener)
@@ -176,7 +180,7 @@ class Tuner:
             criterion=self._job.criterion,
             kwargs=self._job.strategy.kwargs,
             seed=self._job.seed,
-            stop_at_first=not self._job.exit_policy.timeout,
+            stop_at_first=self._job.stops_at_first,
             judge=self._judging.judge,
             tell=self._skip,
             think=self._dispatcher.meanwhile,
@@ -214,8 +218,9 @@ class Tuner:
         self._book.baseline = body.value
         self._book.target = target_accuracy(self._job.criterion, body.value)
         _check_directions(self._job, body.directions)
-        if self._job.evaluation.each_must_meet:
+        if self._job.evaluation.each_must_meet and not self._job.evaluation.names:
             self._book.targets = metric_targets(self._job.criterion, body.metrics, body.directions)
+        self._book.targets = {**self._book.targets, **threshold_targets(self._job.metrics)}
         nan = [name for name, value in body.metrics.items() if value != value] if self._book.targets else []
         if body.value != body.value or nan:
             what = f"metric {nan[0]}" if nan else "accuracy"
@@ -232,7 +237,7 @@ class Tuner:
 
     def _conclude(self, judging: Judging) -> RunOutcome:
         """Choose among the trials, measure what was chosen, export it."""
-        if not self._job.exit_policy.timeout and len(self._book.met) > 1:
+        if self._job.stops_at_first and len(self._book.met) > 1:
             judging.measure_met()  # a stage that did not end the run met, and so did a later one
         choice = self._choose()
         if choice is None:
@@ -297,7 +302,8 @@ class Tuner:
     def _objective_baseline(self) -> Baseline:
         accuracy = self._baseline.value if self._baseline is not None else float("nan")
         size = self._inspection.size_bytes if self._inspection is not None else 1
-        return Baseline(accuracy, size, self._job.criterion.higher_is_better)
+        metrics = self._baseline.metrics if self._baseline is not None else {}
+        return Baseline(accuracy, size, self._job.criterion.higher_is_better, metrics)
 
     def _outcome(
         self,

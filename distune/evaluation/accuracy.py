@@ -84,6 +84,7 @@ class Evaluator:
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._eval_func: Callable[..., Any] | None = None
+        self._names = spec.names
         self._metrics: dict[str, Metric] = {}
         self._reference: list[Any] | None = None
         self._prepared: list[_Prepared] | None = None
@@ -128,8 +129,11 @@ class Evaluator:
         if self.needs_reference:
             self._reference = [self._postprocessed(model.predict(b.feed), b.labels)[0] for b in self._batches()]
 
-    def score(self, model: RunnableModel) -> Score:
+    def score(self, model: RunnableModel, parameters: Mapping[str, Any] | None = None) -> Score:
         """Evaluate a model on the complete evaluation set.
+
+        Args:
+            parameters: Keyword arguments of ``eval_func``: the user's own parameters.
 
         Raises:
             DataError: Data, model and metrics do not fit each other.
@@ -137,7 +141,7 @@ class Evaluator:
         """
         start = time.perf_counter()
         if self._eval_func is not None:
-            return self._score_by_function(self._eval_func, model, start)
+            return self._score_by_function(self._eval_func, model, start, parameters or {})
         if self.needs_reference and self._reference is None:
             raise DataError("a metric has compare_label: false, but the fp32 model was not set as the reference")
         for metric in self._metrics.values():
@@ -156,14 +160,40 @@ class Evaluator:
         for name, metric in self._metrics.items():
             with guard(metric, f"metric {name!r}"):
                 results[name] = as_number(metric.result(), f"metric {name!r}: result()")
-        return Score(self._value(results), results, samples, True, time.perf_counter() - start, inference_s)
+        value = self._value(results)
+        if self._names:
+            value, results = self._named(value, results, "the evaluation")
+        return Score(value, results, samples, True, time.perf_counter() - start, inference_s)
 
-    def _score_by_function(self, function: Callable[..., Any], model: RunnableModel, start: float) -> Score:
+    def _score_by_function(
+        self, function: Callable[..., Any], model: RunnableModel, start: float, parameters: Mapping[str, Any]
+    ) -> Score:
         callable_model = CallableModel(model, self._inputs)
         with user_code(self._eval_name):
-            returned = function(callable_model)
-        value = as_number(returned, self._eval_name)
-        return Score(value, {}, 0, True, time.perf_counter() - start, callable_model.seconds)
+            returned = function(callable_model, **parameters)
+        results: dict[str, float] = {}
+        if self._names and isinstance(returned, Mapping):
+            results = {str(key): as_number(item, f"{self._eval_name}: {key}") for key, item in returned.items()}
+            value, results = self._named(None, results, self._eval_name)
+        else:
+            value = as_number(returned, self._eval_name)
+            if self._names:
+                value, results = self._named(value, {}, self._eval_name)
+        return Score(value, results, 0, True, time.perf_counter() - start, callable_model.seconds)
+
+    def _named(self, value: float | None, results: Mapping[str, float], what: str) -> tuple[float, dict[str, float]]:
+        """The accuracy and the metrics, by the names that ``tuning.metrics`` gives them.
+
+        Where one metric is asked for and one number is there, that is it, whatever it is called.
+        """
+        found = dict(results)
+        missing = [name for name in self._names if name not in found]
+        if value is not None and len(missing) == 1 and len(found) <= 1:
+            found[missing.pop()] = value
+        if missing:
+            given = ", ".join(sorted(found)) or "one number"
+            raise UsageError(f"tuning.metrics asks for {', '.join(missing)}, and {what} gives {given}")
+        return found[self._names[0]], found
 
     def _value(self, results: Mapping[str, float]) -> float:
         values = list(results.values())

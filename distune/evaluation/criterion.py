@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from distune.config.job import CriterionSpec
+from distune.config.parameters import TuningMetric
 
 
 def target_accuracy(criterion: CriterionSpec, baseline: float) -> float:
     """The accuracy that a trial must reach.
 
     Relative: the loss allowed is ``tolerance * |baseline|``, so that a negative baseline does not turn the criterion
-    round; absolute: ``tolerance``.
+    round; absolute: ``tolerance``. A threshold is the target itself.
 
     Returns:
         The target, in the metric's unit; NaN where the baseline is NaN (nothing meets it).
     """
+    if criterion.kind == "threshold":
+        return criterion.tolerance
     allowed = criterion.tolerance * abs(baseline) if criterion.kind == "relative" else criterion.tolerance
     return baseline - allowed if criterion.higher_is_better else baseline + allowed
 
@@ -49,6 +52,15 @@ def metric_targets(
     return {
         name: Target(target_accuracy(replace(criterion, higher_is_better=directions[name]), value), directions[name])
         for name, value in baseline.items()
+    }
+
+
+def threshold_targets(metrics: Iterable[TuningMetric]) -> dict[str, Target]:
+    """What each metric with ``strategy: constraint`` must reach."""
+    return {
+        metric.name: Target(metric.threshold, metric.higher_is_better)
+        for metric in metrics
+        if metric.strategy == "constraint" and metric.threshold is not None
     }
 
 

@@ -44,6 +44,8 @@ def signature(job: TuningJob, digest: str) -> dict[str, Any]:
         "evaluation": _plain(job.evaluation),
         "criterion": _plain(job.criterion),
         "objectives": _plain(job.objectives),
+        "parameters": _plain(job.parameters),
+        "metrics": [_fields(metric, skip=set()) for metric in job.metrics],
         "strategy": _plain(job.strategy),
         "quant_level": job.quant_level,
         "seed": job.seed,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from distune import __version__
+from distune.config.job import ObjectiveSpec
 from distune.distributed.transport import WorkerInfo
 from distune.engine.outcome import RunOutcome
 from distune.report.result import (
@@ -49,7 +50,9 @@ def result_of(outcome: RunOutcome) -> RunResult:
         fallback_order=outcome.fallback_order,
         op_impact=outcome.op_impact,
         groups=() if space is None else tuple(Group(name, ops) for name, ops in space.groups.items() if len(ops) > 1),
-        pareto=pareto_front(outcome.trials, job.criterion.higher_is_better),
+        pareto=pareto_of_objectives(outcome.trials, job.objectives)
+        if len([metric for metric in job.metrics if metric.strategy == "optimize"]) > 1
+        else pareto_front(outcome.trials, job.criterion.higher_is_better),
         skipped_candidates=outcome.skipped,
         warnings=outcome.warnings,
         stages=tuple(
@@ -129,6 +132,37 @@ def pareto_front(trials: Sequence[Trial], higher_is_better: bool) -> tuple[Paret
         if trial.accuracy is not None and trial.latency is not None and not any(_beats(o, cost) for o, _ in measured)
     ]
     return tuple(sorted(front, key=lambda point: (point.latency_ratio, point.trial)))
+
+
+def pareto_of_objectives(trials: Sequence[Trial], objectives: Sequence[ObjectiveSpec]) -> tuple[ParetoPoint, ...]:
+    """Trials that meet and that no other one that meets beats in all objectives at once, by id."""
+    costs: list[tuple[tuple[float, ...], Trial]] = []
+    for trial in trials:
+        found = [cost for objective in objectives if (cost := _cost(trial, objective)) is not None]
+        if trial.met and len(found) == len(objectives):
+            costs.append((tuple(found), trial))
+    return tuple(
+        ParetoPoint(
+            trial.id,
+            trial.accuracy,
+            None if trial.latency is None else trial.latency.ratio,
+            trial.size_bytes,
+            trial.verdict,
+            {name: trial.metrics[name] for name in (objective.metric for objective in objectives) if name},
+        )
+        for cost, trial in costs
+        if trial.accuracy is not None and not any(_beats(other, cost) for other, _ in costs)
+    )
+
+
+def _cost(trial: Trial, objective: ObjectiveSpec) -> float | None:
+    """What an objective minimises; ``None`` where it was not measured."""
+    if objective.name == "performance":
+        return None if trial.latency is None else trial.latency.ratio
+    if objective.name == "metric":
+        value = trial.metrics.get(objective.metric)
+        return value if value is None or not objective.higher_is_better else -value
+    return trial.size_bytes if objective.name == "modelsize" else trial.footprint_ratio
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distune import __version__
+from distune.config.job import CriterionSpec
 from distune.engine import events
 from distune.report import words
 from distune.report.result import Best, RunResult
@@ -238,11 +239,14 @@ def _headline(event: events.RunStarted) -> str:
     strategy = {0: "conservative", "auto": "auto"}.get(job.quant_level, job.strategy.name)
     parts = [model, job.model.framework, job.approach, strategy]
     if job.evaluation.can_judge and not job.exit_policy.performance_only:
-        tolerance = job.criterion.tolerance
-        parts.append(
-            f"{tolerance:.4g} absolute loss" if job.criterion.kind == "absolute" else f"{tolerance:.4g} relative loss"
-        )
+        parts.append(_criterion_words(job.criterion))
     return f"distune {__version__}: {', '.join(parts)}; {ranks} on {places}"
+
+
+def _criterion_words(criterion: CriterionSpec) -> str:
+    if criterion.kind == "threshold":
+        return f"at {'least' if criterion.higher_is_better else 'most'} {criterion.tolerance:.4g}"
+    return f"{criterion.tolerance:.4g} {criterion.kind} loss"
 
 
 def _ranks(count: int) -> str:

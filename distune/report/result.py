@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distune.engine.outcome import OutcomeName
@@ -40,13 +40,14 @@ class Criterion:
     """The accuracy to keep.
 
     Attributes:
-        kind: ``relative`` (the loss allowed is ``tolerance * |baseline|``) or ``absolute`` (it is ``tolerance``).
+        kind: ``relative`` (the loss allowed is ``tolerance * |baseline|``), ``absolute`` (it is ``tolerance``) or
+            ``threshold`` (a constraint of ``tuning.metrics``: ``tolerance`` is the target).
         tolerance: The loss allowed, as a fraction or in the metric's unit.
         higher_is_better: Direction of the metric.
         target: The accuracy that meets the criterion; exactly on target meets. Null before the baseline is known.
     """
 
-    kind: Literal["relative", "absolute"]
+    kind: Literal["relative", "absolute", "threshold"]
     tolerance: float
     higher_is_better: bool
     target: float | None = None
@@ -144,21 +145,23 @@ class Group:
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """A trial that no other one beats in accuracy, latency and size at once.
+    """A trial that no other one beats in accuracy, latency and size at once, or in all metrics that are optimized.
 
     Attributes:
         trial: Its id.
         accuracy: Its accuracy.
-        latency_ratio: Its latency against fp32; below 1 is faster.
+        latency_ratio: Its latency against fp32; below 1 is faster. Null where it was not measured and is not optimized.
         size_bytes: Bytes of its exported model.
         verdict: Whether it meets the criterion.
+        metrics: The optimized ones of ``tuning.metrics``.
     """
 
     trial: int
     accuracy: float
-    latency_ratio: float
+    latency_ratio: float | None
     size_bytes: int | None
     verdict: Verdict
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,8 @@ class RunResult:
         fallback_order: Groups in the order in which fallback took them.
         op_impact: What returning each group alone to floating point gained in accuracy; positive is better.
         groups: Ops that fall back together, in graph order.
-        pareto: The front of accuracy, latency and size among the trials whose latency was measured, fastest first.
+        pareto: The front of accuracy, latency and size among the trials whose latency was measured, fastest first;
+            where ``tuning.metrics`` optimizes two or more, the front of those among the trials that meet, by id.
         skipped_candidates: What was left out and why, e.g. for want of budget.
         warnings: What the user should know.
         stages: The stages in order.

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from distune.config.job import Approach, Constraint
+from distune.config.parameters import ParameterSpec, defaults
 from distune.errors import SpaceError
 from distune.space.capability import Capability, OpInfo, Recipe
 from distune.space.op_config import FP32, PRECISION_MODES, Mode, OpConfig, TuningConfig
@@ -40,6 +41,7 @@ class TuningSpace:
         blocks: Detected blocks as tuples of group names.
         excluded: ``(op name, op type, reason)`` of ops that stay in fp32 for good.
         warnings: What was dropped from the user's constraints.
+        parameters: Parameters of the user's own; every tuning config has a value of each.
     """
 
     ops: tuple[OpInfo, ...]
@@ -50,6 +52,7 @@ class TuningSpace:
     excluded: tuple[tuple[str, str, str], ...] = ()
     warnings: tuple[str, ...] = ()
     known_recipes: tuple[Recipe, ...] = ()
+    parameters: tuple[ParameterSpec, ...] = ()
 
     @cached_property
     def op(self) -> dict[str, OpInfo]:
@@ -72,7 +75,12 @@ class TuningSpace:
     def default(self) -> TuningConfig:
         """The first option of every op, the first sampling size, recipes as fixed or at their default."""
         return self.effective(
-            TuningConfig(tuple((op.name, op.options[0]) for op in self.ops), self.fixed_recipes, self.sampling_sizes[0])
+            TuningConfig(
+                tuple((op.name, op.options[0]) for op in self.ops),
+                self.fixed_recipes,
+                self.sampling_sizes[0],
+                defaults(self.parameters),
+            )
         )
 
     def fp32(self) -> TuningConfig:
@@ -82,6 +90,7 @@ class TuningSpace:
                 tuple((op.name, FP32 if FP32 in op.options else op.options[-1]) for op in self.ops),
                 self.fixed_recipes,
                 self.sampling_sizes[0],
+                defaults(self.parameters),
             )
         )
 

@@ -12,7 +12,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from distune.backends.base import Backend, Feed, InputInfo, RunnableModel, backend_class
 from distune.config.job import TuningJob
+from distune.config.parameters import defaults
 from distune.data.loader import DataSource, open_dataloader
 from distune.errors import DataError, TrialError, UsageError, UserCodeError
 from distune.evaluation.accuracy import Evaluator
@@ -106,7 +107,7 @@ class Runner:
             case m.Inspect():
                 return inspect(self._job, backend, self._evaluation(), self._calibration(), self._threads)
             case m.Baseline():
-                score = self._score(backend.load(None, self._threads))
+                score = self._score(backend.load(None, self._threads), parameters=dict(defaults(self._job.parameters)))
                 return replace(score, directions=self._evaluator().metric_directions)
             case m.Calibrate():
                 return self._calibrate(body)
@@ -143,7 +144,13 @@ class Runner:
         model = self._load(body.config, self._threads)
         quantize_s = self._clock() - start
         verdict = None if body.target is None else (body.target, body.higher_is_better)
-        return self._score(model, size_bytes=model.size_bytes, quantize_s=quantize_s, criterion=verdict)
+        return self._score(
+            model,
+            size_bytes=model.size_bytes,
+            quantize_s=quantize_s,
+            criterion=verdict,
+            parameters=dict(body.config.parameters),
+        )
 
     def _score(
         self,
@@ -151,12 +158,13 @@ class Runner:
         size_bytes: int | None = None,
         quantize_s: float = 0.0,
         criterion: tuple[float, bool] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> m.Accuracy:
         evaluator = self._evaluator()
         if evaluator.needs_reference and not self._has_reference:
             evaluator.set_reference(self._backend().load(None, self._threads))
             self._has_reference = True
-        score = evaluator.score(model)
+        score = evaluator.score(model, parameters)
         return m.Accuracy(
             value=score.value,
             low=score.value,
