@@ -74,7 +74,7 @@ def job_of(
     extras = conf.checked_extras()
     section = Model.model_construct(framework=model.framework, path=model.path, name=model.name)
     job = to_job(configuration, section, lambda place: "", "", workspace)
-    _check_together(live)
+    _check_together(live, job.approach)
     evaluation = replace(
         job.evaluation,
         # A function brings its own data: what stands beside it is of no use to the run.
@@ -136,7 +136,12 @@ def _live_metrics(eval_metric: Any) -> tuple[MetricSpec, ...]:
     return (MetricSpec(eval_metric),)
 
 
-def _check_together(live: Live) -> None:
+def _check_together(live: Live, approach: str) -> None:
+    if approach == "static" and live.calib_dataloader is None:
+        raise UsageError(
+            "static quantization needs calib_dataloader: batches of (input, label) whose ranges are those of real use; "
+            "or take approach='dynamic'"
+        )
     if live.eval_func is not None and not callable(live.eval_func):
         raise UsageError(
             f"eval_func is a {type(live.eval_func).__name__}, which cannot be called; give a function that takes a "

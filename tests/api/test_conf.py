@@ -300,7 +300,8 @@ def test_yaml_and_classes_lead_to_the_same_job(
     from_yaml = replace(loaded, configuration=configuration).job(str(tmp_path / "ws"))
     spec = ModelSpec("onnxruntime", str(tmp_path / "model.onnx"))
     data = [] if metric is not None else None
-    from_python = job_of(conf, spec, Live(eval_dataloader=data, eval_metric=metric), workspace=str(tmp_path / "ws"))
+    live = Live(calib_dataloader=[], eval_dataloader=data, eval_metric=metric)
+    from_python = job_of(conf, spec, live, workspace=str(tmp_path / "ws"))
     assert _comparable(from_python) == _comparable(from_yaml)
 
 
@@ -315,6 +316,7 @@ def _comparable(job: TuningJob) -> TuningJob:
     return replace(
         job,
         constraints=tuple(replace(rule, where="") for rule in job.constraints),
+        calibration=replace(job.calibration, dataloader=None),
         evaluation=replace(job.evaluation, dataloader=None),
         source="",
     )

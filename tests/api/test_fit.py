@@ -1,0 +1,239 @@
+"""``quantization.fit`` on a small model: what it takes, what it returns, and what it refuses."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+from distune import quantization
+from distune.config import (
+    AccuracyCriterion,
+    PostTrainingQuantConfig,
+    QuantizationAwareTrainingConfig,
+    TuningCriterion,
+    set_workspace,
+)
+from distune.errors import ModelError, UsageError, UserCodeError
+from tests.api.small import Batches, model, run, samples, score
+
+
+def conf(**given: Any) -> PostTrainingQuantConfig:
+    given = {"calibration_sampling_size": 100, "accuracy_criterion": AccuracyCriterion(tolerable_loss=0.1)} | given
+    return PostTrainingQuantConfig(**given)
+
+
+def never_met(proto: Any) -> float:
+    """Only the fp32 model, which is not quantized, scores."""
+    return float(not any(node.op_type == "QuantizeLinear" for node in proto.graph.node))
+
+
+def test_an_eval_func_gets_a_model_that_can_be_called_and_used_as_a_proto(tmp_path: Path) -> None:
+    def both_ways(given: Any) -> float:
+        images, labels = samples()
+        called = given(images)
+        onnx.save(given, str(tmp_path / "seen.onnx"))
+        assert np.array_equal(called, run(given, images))
+        assert given.graph.node
+        return float((called.argmax(1) == labels).mean())
+
+    found = quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_func=both_ways, quiet=True)
+    assert found
+    assert found.outcome == "met"
+    assert found.accuracy is not None
+    assert found.accuracy >= 0.9
+    assert any(node.op_type == "QuantizeLinear" for node in found.model.graph.node)
+    assert found.trials[-1].accuracy == found.accuracy
+    assert found.q_config.quantized_ops
+    assert onnx.load(tmp_path / "seen.onnx").graph.node
+
+
+def test_a_path_and_a_metric_by_name(tmp_path: Path) -> None:
+    onnx.save(model(), str(tmp_path / "m.onnx"))
+    found = quantization.fit(
+        "m.onnx", conf(), calib_dataloader=Batches(), eval_dataloader=Batches(), eval_metric={"topk": 1}, quiet=True
+    )
+    assert found
+    assert found.result.baseline.metrics == {"topk": 1.0}
+
+
+class Agreement:
+    """A metric of the user's."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.right = self.seen = 0
+
+    def update(self, predictions: Any, labels: Any) -> None:
+        self.right += int((np.asarray(predictions).argmax(1) == labels).sum())
+        self.seen += len(labels)
+
+    def result(self) -> float:
+        return self.right / self.seen
+
+
+@pytest.mark.parametrize("metric", [Agreement, Agreement(), "Accuracy", {"MSE": {"compare_label": False}}])
+def test_metrics_of_every_form(metric: Any) -> None:
+    lower = isinstance(metric, dict)
+    criterion = AccuracyCriterion(higher_is_better=not lower, criterion="absolute", tolerable_loss=0.1)
+    given = conf(accuracy_criterion=criterion)
+    data = {"calib_dataloader": Batches(), "eval_dataloader": Batches(), "eval_metric": metric}
+    assert quantization.fit(model(), given, **data, quiet=True).outcome == "met"
+
+
+def test_a_criterion_that_looks_the_wrong_way_is_refused() -> None:
+    data = {"calib_dataloader": Batches(), "eval_dataloader": Batches()}
+    with pytest.raises(UsageError, match=r"lower is better for the metric MSE.*higher_is_better to false"):
+        quantization.fit(model(), conf(), **data, eval_metric={"MSE": {"compare_label": False}}, quiet=True)
+
+
+def test_saving_to_a_file_and_to_a_folder(tmp_path: Path) -> None:
+    found = quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_func=score, quiet=True)
+    (file,) = found.save(tmp_path / "out" / "int8.onnx")
+    assert onnx.load(file) == found.model
+    assert {path.name for path in found.save(tmp_path / "folder")} == {"model.onnx", "tuning_config.yaml"}
+    assert yaml.safe_load((tmp_path / "folder" / "tuning_config.yaml").read_text())["framework"] == "onnxruntime"
+
+
+def test_what_is_not_accepted_is_false_and_reachable_by_name(tmp_path: Path) -> None:
+    given = conf(quant_level=1, tuning_criterion=TuningCriterion(max_trials=2))
+    found = quantization.fit(model(), given, calib_dataloader=Batches(), eval_func=never_met, quiet=True)
+    assert not found
+    assert (found.outcome, found.model, found.accuracy, found.q_config) == ("budget_spent", None, None, None)
+    assert len(found.trials) == 2
+    with pytest.raises(UsageError, match=r"no model was accepted.*best_effort\.save"):
+        found.save(tmp_path / "x")
+    assert found.best_effort is not None
+    assert found.best_effort.save(tmp_path / "effort.onnx")
+    assert found.best_effort.accuracy == 0.0
+
+
+def test_without_a_way_to_judge_it_is_quantized_once() -> None:
+    found = quantization.fit(model(), conf(), calib_dataloader=Batches(), quiet=True)
+    assert found
+    assert found.outcome == "not_judged"
+    assert found.accuracy is None
+    assert found.model is not None
+
+
+def test_rules_by_type_and_name_are_kept() -> None:
+    fp32 = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
+    found = quantization.fit(
+        model(), conf(op_name_dict={"fc1": fp32}), calib_dataloader=Batches(), eval_func=score, quiet=True
+    )
+    assert found.q_config is not None
+    assert "fc1" not in found.q_config.quantized_ops
+    assert "fc0" in found.q_config.quantized_ops
+
+
+def test_functions_that_cannot_travel_run_here_and_it_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    lock, calls = threading.Lock(), []
+
+    def locked(proto: Any) -> float:
+        with lock:
+            calls.append(1)
+            return score(proto)
+
+    found = quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_func=locked, quiet=True)
+    assert found
+    assert len(calls) == 1 + len(found.trials)
+    assert "trials run in this process" in capfd.readouterr().err
+    with pytest.raises(UsageError, match=r"eval_func.*cannot travel"):
+        quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_func=locked, isolation="process", quiet=True)
+
+
+def test_several_objectives_with_weights_choose_among_all_that_meet() -> None:
+    criterion = TuningCriterion(
+        objective={"performance": 0.2, "modelsize": 0.5, "footprint": 0.3}, timeout=600, max_trials=3
+    )
+    found = quantization.fit(
+        model(),
+        conf(quant_level=1, tuning_criterion=criterion),
+        calib_dataloader=Batches(),
+        eval_func=score,
+        quiet=True,
+    )
+    assert found
+    met = [trial for trial in found.trials if trial.met]
+    assert all(trial.latency and trial.footprint_ratio for trial in met)
+
+
+def test_every_metric_without_weights_must_meet() -> None:
+    """Agreement meets, the MSE does not: its baseline is 0, so no loss at all is allowed to it."""
+    data = {"calib_dataloader": Batches(), "eval_dataloader": Batches()}
+    several = {"Accuracy": {}, "MSE": {"compare_label": False}}
+    given = conf(quant_level=1, tuning_criterion=TuningCriterion(max_trials=1))
+    found = quantization.fit(model(), given, **data, eval_metric={"multi_metrics": several}, quiet=True)
+    (trial,) = found.trials
+    assert trial.metrics["Accuracy"] >= 0.9
+    assert trial.metrics["MSE"] > 0
+    assert trial.verdict == "not_met"
+    absolute = AccuracyCriterion(criterion="absolute", tolerable_loss=0.1)
+    given = conf(quant_level=1, accuracy_criterion=absolute)
+    assert quantization.fit(model(), given, **data, eval_metric={"multi_metrics": several}, quiet=True)
+
+
+def test_weighted_metrics_are_judged_by_their_mean() -> None:
+    data = {"calib_dataloader": Batches(), "eval_dataloader": Batches()}
+    metric = {"multi_metrics": {"topk": 1, "Accuracy": {}, "weight": [0.25, 0.75]}}
+    found = quantization.fit(model(), conf(), **data, eval_metric=metric, quiet=True)
+    assert found
+    metrics = found.trials[-1].metrics
+    assert found.accuracy == pytest.approx(0.25 * metrics["topk"] + 0.75 * metrics["Accuracy"])
+
+
+def test_the_same_script_again_goes_on_where_it_ended(tmp_path: Path) -> None:
+    set_workspace(tmp_path / "ws")
+    calls = []
+
+    def counted(proto: Any) -> float:
+        calls.append(1)
+        return score(proto)
+
+    def start() -> Any:
+        return quantization.fit(
+            model(), conf(), calib_dataloader=Batches(), eval_func=counted, isolation="none", quiet=True
+        )
+
+    first = start()
+    from distune.config.process_options import options
+
+    options._uses.clear()  # as in a new process
+    again = start()
+    assert len(calls) == 1 + len(first.trials)
+    assert again.accuracy == first.accuracy
+    assert start().workspace == tmp_path / "ws" / "fit-2"
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    good = {"calib_dataloader": Batches(), "eval_func": score, "quiet": True}
+    with pytest.raises(ModelError, match=r"nowhere\.onnx.*does not exist"):
+        quantization.fit("nowhere.onnx", conf(), **good)
+    with pytest.raises(ModelError, match="the model is a int; give the path"):
+        quantization.fit(3, conf(), **good)
+    with pytest.raises(UsageError, match="conf is a dict; expected a PostTrainingQuantConfig"):
+        quantization.fit(model(), {}, **good)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="needs the PyTorch backend"):
+        quantization.fit(model(), QuantizationAwareTrainingConfig(), **good)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="eval_metric needs data: give eval_dataloader"):
+        quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_metric="topk")
+    with pytest.raises(UsageError, match="static quantization needs calib_dataloader"):
+        quantization.fit(model(), conf(), eval_func=score, quiet=True)
+    with pytest.raises(UsageError, match="give its batches as calib_dataloader"):
+        quantization.fit(model(), conf(), calib_func=score, eval_func=score)
+    with pytest.raises(UsageError, match=r"eval_metric.*: unknown metric 'topq'.*did you mean 'topk'"):
+        quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_dataloader=Batches(), eval_metric="topq")
+    bad = conf(quant_level=1, tuning_criterion=TuningCriterion(strategy="baysian"))
+    with pytest.raises(UsageError, match=r"TuningCriterion\.strategy: unknown strategy 'baysian'.*'bayesian'"):
+        quantization.fit(model(), bad, **good)
+    with pytest.raises(UserCodeError, match="ZeroDivisionError"):
+        quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_func=lambda proto: 1 / 0, quiet=True)
+    with pytest.raises(UsageError, match="eval_func is a str, which cannot be called"):
+        quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_func="score")  # type: ignore[arg-type]
