@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from distune.backends.base import InputInfo
 from distune.config.job import ModelSpec
 from distune.config.schema import framework_of
 from distune.errors import MissingExtraError, ModelError, UsageError
@@ -62,3 +63,34 @@ def _of_path(path: str, name: str) -> ModelSpec:
 
 def _is_torch_module(model: object) -> bool:
     return any(cls.__module__.startswith("torch.") and cls.__name__ == "Module" for cls in type(model).__mro__)
+
+
+def any_onnx_model(model: Any) -> Any:
+    """The ``onnx.ModelProto`` of a model in any precision: a path, a proto, or the result of a ``fit``.
+
+    Raises:
+        ModelError: It is none of these, or does not exist.
+    """
+    if isinstance(model, str | os.PathLike) or _is_torch_module(model):
+        spec = model_spec(model)
+        import onnx
+
+        return onnx.load(spec.path)
+    proto = model_proto(model)
+    if proto is None:
+        raise ModelError(f"the model is a {type(model).__name__}; give the path of an ONNX file or an onnx.ModelProto")
+    return proto
+
+
+def onnx_inputs(proto: Any) -> tuple[InputInfo, ...]:
+    """The inputs that have to be fed."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    found: list[InputInfo] = []
+    for value in proto.graph.input:
+        if value.name not in weights:
+            tensor = value.type.tensor_type
+            shape = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
+            found.append(InputInfo(value.name, str(tensor_dtype_to_np_dtype(tensor.elem_type)), shape))
+    return tuple(found)
