@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing on a shared machine; hanging is what pytest's own timeout is for.
+settings.register_profile("distune", deadline=None)
+settings.load_profile("distune")
 
 
 def assets_path() -> Path | None:
