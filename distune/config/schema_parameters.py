@@ -12,6 +12,7 @@ from distune.config.diagnostics import describe
 from distune.config.faults import Context, Fault, FaultError, Section
 from distune.config.parameters import ParameterSpec, TuningMetric, Value
 from distune.config.values import Number, Text, checked
+from distune.config.yaml_nodes import Empty
 
 
 def _listed(value: Any) -> list[Any]:
@@ -70,7 +71,12 @@ class ParameterSection(Section):
     @classmethod
     def normalise(cls, data: Any) -> Any:
         # `bounds:` with its keys on the wrong level, as in SigOpt's own examples
-        if isinstance(data, dict) and data.get("bounds", 0) is None and {"min", "max"} <= data.keys():
+        empty = (
+            isinstance(data, dict)
+            and "bounds" in data
+            and (data["bounds"] is None or isinstance(data["bounds"], Empty))
+        )
+        if empty and {"min", "max"} <= data.keys():
             kept = {key: value for key, value in data.items() if key not in ("min", "max")}
             return {**kept, "bounds": {"min": data["min"], "max": data["max"]}}
         return data

@@ -195,6 +195,31 @@ def test_anything_else_is_the_users_error(returned: Any, said: str) -> None:
         by_function(lambda model: returned)
 
 
+def named(function: Any, *names: str) -> Evaluator:
+    return Evaluator(EvaluationSpec(eval_func=function, names=names), INPUTS, ["y"], 0)
+
+
+def test_eval_func_may_return_metrics_by_name_and_gets_parameters_by_keyword() -> None:
+    def function(model: Any, cut: float = 0.0) -> dict[str, float]:
+        return {"recall": 0.5, "precision": cut, "extra": 1}
+
+    score = named(function, "precision", "recall").score(identity(), {"cut": 0.25})
+    assert score.value == 0.25
+    assert score.metrics == {"recall": 0.5, "precision": 0.25, "extra": 1.0}
+
+
+def test_one_number_is_the_one_metric_that_is_asked_for() -> None:
+    score = named(lambda model: 0.75, "f1").score(identity())
+    assert (score.value, score.metrics) == (0.75, {"f1": 0.75})
+
+
+def test_a_metric_that_is_asked_for_and_not_given_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"asks for recall, and .* gives f1"):
+        named(lambda model: {"f1": 1.0}, "f1", "recall").score(identity())
+    with pytest.raises(UsageError, match=r"asks for f1, recall, and .* gives one number"):
+        named(lambda model: 1.0, "f1", "recall").score(identity())
+
+
 def test_what_eval_func_raises_is_shown_with_its_own_frames() -> None:
     with pytest.raises(UserCodeError) as caught:
         by_function(f"{HERE}:raises")

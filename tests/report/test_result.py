@@ -10,9 +10,10 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
+from distune.config.job import ObjectiveSpec
 from distune.engine.outcome import OutcomeName, RunOutcome
 from distune.errors import UsageError
-from distune.report.build import pareto_front, result_of
+from distune.report.build import pareto_front, pareto_of_objectives, result_of
 from distune.report.result import RunResult
 from distune.report.result_schema import schema
 from tests.report.fabricated import JOB, LATENCY, TRIALS, WORKERS, outcome, trial
@@ -117,3 +118,16 @@ def test_a_file_of_another_form_is_refused_in_words(change: dict[str, Any], word
 def test_text_that_is_not_json_is_refused() -> None:
     with pytest.raises(UsageError, match=r"not a result\.json"):
         RunResult.from_json("<html>")
+
+
+def test_the_front_of_metrics_to_optimize_is_of_trials_that_meet() -> None:
+    objectives = (ObjectiveSpec("metric", metric="f1", higher_is_better=True), ObjectiveSpec("metric", metric="cost"))
+
+    def scored(number: int, f1: float, cost: float) -> Any:
+        return replace(trial(number, "s", 0.95), metrics={"f1": f1, "cost": cost})
+
+    trials = [scored(1, 0.8, 5.0), scored(2, 0.9, 6.0), scored(3, 0.7, 6.0), scored(4, 0.8, 5.0)]
+    failing = replace(scored(5, 1.0, 0.0), verdict="not_met")
+    points = pareto_of_objectives([*trials, failing], objectives)
+    assert [point.trial for point in points] == [1, 2, 4]
+    assert points[0].metrics == {"f1": 0.8, "cost": 5.0}
