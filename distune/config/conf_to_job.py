@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from distune.config.conf import PostTrainingQuantConfig
+from distune.config.conf import MixedPrecisionConfig, PostTrainingQuantConfig
 from distune.config.conf_check import checked_document, plain
 from distune.config.diagnostics import describe
 from distune.config.job import MetricSpec, ModelSpec, TuningJob
@@ -39,7 +39,7 @@ class Live:
 
 
 def job_of(
-    conf: PostTrainingQuantConfig,
+    conf: PostTrainingQuantConfig | MixedPrecisionConfig,
     model: ModelSpec,
     live: Live = Live(),
     *,
@@ -74,7 +74,8 @@ def job_of(
     extras = conf.checked_extras()
     section = Model.model_construct(framework=model.framework, path=model.path, name=model.name)
     job = to_job(configuration, section, lambda place: "", "", workspace)
-    _check_together(live, job.approach)
+    static = isinstance(conf, PostTrainingQuantConfig) and job.approach == "static"
+    _check_together(live, static)
     evaluation = replace(
         job.evaluation,
         # A function brings its own data: what stands beside it is of no use to the run.
@@ -86,7 +87,7 @@ def job_of(
         job,
         model=replace(
             model,
-            quant_format=ONNX_FORMATS[extras.quant_format] if model.framework == "onnxruntime" else model.quant_format,
+            quant_format=_quant_format(extras, model),
             inputs=extras.inputs,
             outputs=extras.outputs,
         ),
@@ -95,6 +96,10 @@ def job_of(
         seed=seed,
         isolation=isolation,
     )
+
+
+def _quant_format(extras: Any, model: ModelSpec) -> str:
+    return ONNX_FORMATS[getattr(extras, "quant_format", "default")] if model.framework == "onnxruntime" else "default"
 
 
 def metric_document(eval_metric: Any) -> dict[str, Any]:
@@ -136,8 +141,8 @@ def _live_metrics(eval_metric: Any) -> tuple[MetricSpec, ...]:
     return (MetricSpec(eval_metric),)
 
 
-def _check_together(live: Live, approach: str) -> None:
-    if approach == "static" and live.calib_dataloader is None:
+def _check_together(live: Live, static: bool) -> None:
+    if static and live.calib_dataloader is None:
         raise UsageError(
             "static quantization needs calib_dataloader: batches of (input, label) whose ranges are those of real use; "
             "or take approach='dynamic'"

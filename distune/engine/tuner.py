@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distune.config.job import ComponentSpec, DataloaderSpec, StrategySpec, TuningJob
+from distune.config.job import DataloaderSpec, StrategySpec, TuningJob
 from distune.distributed.transport import Event, Transport, WorkerInfo, WorkerLost
 from distune.engine import events
 from distune.engine.book import TrialBook
@@ -25,7 +25,7 @@ from distune.engine.judging import Judging
 from distune.engine.objective import Baseline, Choice, choose, score
 from distune.engine.outcome import OutcomeName, RunOutcome, Timing
 from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
-from distune.evaluation.criterion import metric_targets, target_accuracy, threshold_targets
+from distune.evaluation.criterion import check_directions, metric_targets, target_accuracy, threshold_targets
 from distune.journal.journal import Journal
 from distune.journal.signature import differences, signature
 from distune.journal.workspace import Workspace
@@ -217,7 +217,7 @@ class Tuner:
         self._baseline = body
         self._book.baseline = body.value
         self._book.target = target_accuracy(self._job.criterion, body.value)
-        _check_directions(self._job, body.directions)
+        check_directions(self._job.evaluation, self._job.criterion, body.directions)
         if self._job.evaluation.each_must_meet and not self._job.evaluation.names:
             self._book.targets = metric_targets(self._job.criterion, body.metrics, body.directions)
         self._book.targets = {**self._book.targets, **threshold_targets(self._job.metrics)}
@@ -370,25 +370,6 @@ class Tuner:
 
     def _tell(self, event: events.RunEvent) -> None:
         self._listener.on(event)
-
-
-def _check_directions(job: TuningJob, directions: Mapping[str, bool]) -> None:
-    """A criterion that looks the wrong way would accept every damage and refuse every gain.
-
-    Raises:
-        UsageError: A metric of the package says otherwise than the criterion.
-    """
-    higher = job.criterion.higher_is_better
-    for given, (name, metric_higher) in zip(job.evaluation.metrics, directions.items(), strict=False):
-        ours = isinstance(given.metric, ComponentSpec) and ":" not in given.metric.name
-        if ours and metric_higher != higher:
-            better = "higher" if metric_higher else "lower"
-            raise UsageError(
-                f"{better} is better for the metric {name}, and accuracy_criterion says otherwise; set its "
-                f"higher_is_better to {str(metric_higher).lower()}"
-            )
-        if job.evaluation.each_must_meet:
-            return  # the first one stands for the accuracy; the others are compared in their own direction
 
 
 def _facts(job: TuningJob) -> dict[str, str]:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from distune.config.job import CriterionSpec
+from distune.config.job import ComponentSpec, CriterionSpec, EvaluationSpec
+from distune.errors import UsageError
 from distune.config.parameters import TuningMetric
 
 
@@ -69,6 +70,26 @@ def all_meet(metrics: Mapping[str, float], targets: Mapping[str, Target]) -> boo
     return all(
         meets(metrics.get(name, math.nan), target.value, target.higher_is_better) for name, target in targets.items()
     )
+
+
+def check_directions(evaluation: EvaluationSpec, criterion: CriterionSpec, directions: Mapping[str, bool]) -> None:
+    """A criterion that looks the wrong way would accept every damage and refuse every gain.
+
+    Args:
+        directions: Whether higher is better, by metric, in the order of ``evaluation.metrics``.
+
+    Raises:
+        UsageError: A metric of the package says otherwise than the criterion.
+    """
+    for given, (name, higher) in zip(evaluation.metrics, directions.items(), strict=False):
+        ours = isinstance(given.metric, ComponentSpec) and ":" not in given.metric.name
+        if ours and higher != criterion.higher_is_better:
+            raise UsageError(
+                f"{'higher' if higher else 'lower'} is better for the metric {name}, and accuracy_criterion says "
+                f"otherwise; set its higher_is_better to {str(higher).lower()}"
+            )
+        if evaluation.each_must_meet:
+            return  # the first one stands for the accuracy; the others are compared in their own direction
 
 
 def better(a: float, b: float, higher_is_better: bool) -> bool:
