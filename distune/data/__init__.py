@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from distune.data.batch import Batch, Inputs, Labels
+from distune.data.dataloader import DataLoader
 from distune.data.loader import DataSource, open_dataloader
 from distune.data.registry import dataset_registry, datasets, filter_registry, filters, transform_registry, transforms
 
 __all__ = [
     "Batch",
+    "DataLoader",
     "DataSource",
     "Inputs",
     "Labels",
