@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from distune.script.context import get_parameter, log_metric
+
 __version__ = "0.1.0"
 
 _OF_INC = {
@@ -33,3 +35,6 @@ def __getattr__(name: str) -> Any:
     if name in _OF_INC:
         return getattr(import_module(_OF_INC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["__version__", "get_parameter", "log_metric"]

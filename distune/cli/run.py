@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from distune.cli import configuration
+from distune.cli import configuration, script
 
 if TYPE_CHECKING:
     from distune.config.job import TuningJob
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="start over; an older journal is kept aside")
     parser.add_argument("--json", action="store_true", help="print result.json to standard output at the end")
     parser.add_argument("--quiet", action="store_true", help="only warnings and the final table")
+    script.add_arguments(parser)
 
 
 def _ranks(text: str) -> int:
@@ -37,6 +38,8 @@ def _ranks(text: str) -> int:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run as what this process is: the launcher of ``--np``, a rank under MPI, or the only process."""
+    if arguments.sigopt_file is not None:
+        return script.main(arguments)
     from distune.distributed.topology import launched_by_mpi
 
     if launched_by_mpi():

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,6 +21,8 @@ from distune.config.schema_quantization import NO_EFFECT
 from distune.config.to_job import to_job
 from distune.config.yaml_nodes import Document, KeyPath, parse_yaml
 from distune.errors import ConfigError
+
+S = TypeVar("S", bound=BaseModel)
 
 DEFAULT_WORKSPACE = "distune_workspace"
 
@@ -108,14 +111,31 @@ def load_config(
         known if known is not None else KnownNames(),
         complete="model" in document.data,
     )
+    configuration = _validated(Configuration, document, context, source)
+    return LoadedConfig(source, configuration, tuple(_warnings(configuration, context, document)), document)
+
+
+def load_section(path: str | os.PathLike[str], section: type[S]) -> S:
+    """Read and check a file that is one section, e.g. a ``sigopt.yml``.
+
+    Raises:
+        ConfigError: As ``load_config``.
+    """
+    source = os.fspath(path)
+    document = parse_yaml(_read(source), source)
+    context = Context(PathResolver(Path(os.path.abspath(source)).parent, os.environ))
+    return _validated(section, document, context, source)
+
+
+def _validated(section: type[S], document: Document, context: Context, source: str) -> S:
     try:
-        configuration = Configuration.model_validate(document.data, context=context)
+        found = section.model_validate(document.data, context=context)
     except ValidationError as error:
         problems = [_located(fault, document) for fault in faults_of(error)]
         raise config_error(source, [*document.problems, *problems]) from None
     if document.problems:
         raise config_error(source, document.problems)
-    return LoadedConfig(source, configuration, tuple(_warnings(configuration, context, document)), document)
+    return found
 
 
 def _read(source: str) -> str:

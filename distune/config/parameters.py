@@ -135,6 +135,11 @@ class TuningMetric:
         """True where it is maximized."""
         return self.objective == "maximize"
 
+    def to_sigopt(self) -> dict[str, Any]:
+        """The metric as SigOpt describes it."""
+        body: dict[str, Any] = {"name": self.name, "objective": self.objective, "strategy": self.strategy}
+        return body if self.threshold is None else {**body, "threshold": self.threshold}
+
 
 def defaults(parameters: Iterable[ParameterSpec]) -> tuple[tuple[str, Value], ...]:
     """The parameters that the fp32 model is judged with, sorted by name."""

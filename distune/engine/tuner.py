@@ -185,6 +185,7 @@ class Tuner:
             tell=self._skip,
             think=self._dispatcher.meanwhile,
             score=self._score,
+            metrics=self._job.metrics,
             outside=self._outside,
             facts=_facts(self._job),
             job=self._job,

@@ -194,6 +194,8 @@ class _Study:
         missing = (record.target - accuracy) / (abs(record.baseline) or 1.0)
         if not self._strategy.context.criterion.higher_is_better:
             missing = -missing
+        if math.isinf(missing):  # nothing has to be kept
+            return -1.0
         return min(missing, 0.0) if trial.met else max(missing, math.ulp(1.0))
 
     def _fail(self, handle: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 from typing_extensions import Self
 
 from distune.config.job import CriterionSpec, TuningJob
+from distune.config.parameters import TuningMetric
 from distune.errors import UsageError
 from distune.space.op_config import TuningConfig
 from distune.space.tuning_space import TuningSpace
@@ -71,6 +72,7 @@ class StrategyContext:
         think: Calls a function that takes long (a sampler's) while the engine goes on handling what arrives.
         score: The objectives' weighted sum for a trial, lower is better and 1 is fp32; ``None`` where something that
             it needs was not measured.
+        metrics: Metrics of the user's own, where he named some: to optimize, to keep, to store.
         outside: ``outside(key, work)`` gives what ``work`` returns, plain values, and records it under ``key``: for
             answers that come from outside the run (a service) and would be others the next time. A run that is
             resumed gets what was recorded and does not call ``work`` again. As with ``think`` the engine goes on.
@@ -89,6 +91,7 @@ class StrategyContext:
     score: Callable[[Trial], float | None] = field(
         default=lambda trial: None if trial.latency is None else trial.latency.ratio
     )
+    metrics: tuple[TuningMetric, ...] = ()
     outside: Callable[[str, Callable[[], Any]], Any] = field(default=lambda key, work: work())
     facts: Mapping[str, str] = field(default_factory=dict)
     job: TuningJob | None = None

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any, ClassVar
 
 from distune import __version__
+from distune.config.parameters import MEASURED
 from distune.errors import DistuneError
 from distune.strategies.base import TuneGenerator, TuneStrategy
 from distune.strategies.registry import strategy_registry
@@ -78,7 +79,9 @@ class SigOptTuneStrategy(TuneStrategy):
             judged = {trial.config.hash: trial for trial in result.trials}
             for suggestion, candidate in zip(suggestions, candidates, strict=True):
                 unseen.take(coding.point(suggestion))
-                if candidate.config.is_fp32:
+                if candidate.config.is_fp32 and self.context.metrics:
+                    experiment.observe(suggestion, None, {"reason": "the fp32 model is no trial"})
+                elif candidate.config.is_fp32:
                     experiment.observe(suggestion, {ACCURACY: self.record.baseline, LATENCY: 1.0})
                 elif candidate.config.hash in judged:
                     self._observe(experiment, suggestion, judged[candidate.config.hash])
@@ -97,14 +100,26 @@ class SigOptTuneStrategy(TuneStrategy):
 
     def _observe(self, experiment: Experiment, suggestion: Suggestion, trial: Trial) -> None:
         """Report a trial; one that failed, or whose latency could not be measured, is a failed observation."""
-        latency = self.context.score(trial)
-        values = None
-        if trial.accuracy is not None and latency is not None and math.isfinite(trial.accuracy):
-            values = {ACCURACY: trial.accuracy, LATENCY: latency}
+        found = self._measured(trial)
+        values = {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
         metadata: dict[str, Any] = {"trial": trial.id, "config_hash": trial.config.hash, "verdict": trial.verdict}
         optional = {"size_bytes": trial.size_bytes, "host": trial.host, "reason": trial.reason[:_NAME]}
         metadata.update({key: value for key, value in optional.items() if value})
-        experiment.observe(suggestion, values, metadata)
+        experiment.observe(suggestion, values if len(values) == len(found) else None, metadata)
+
+    def _measured(self, trial: Trial) -> dict[str, float | None]:
+        """Value of each metric; ``None`` where it was not measured."""
+        if not self.context.metrics:
+            return {ACCURACY: trial.accuracy, LATENCY: self.context.score(trial)}
+        own: dict[str, float | None] = {
+            "latency": None if trial.latency is None else trial.latency.ratio,
+            "size": trial.size_bytes,
+            "footprint": trial.footprint_ratio,
+        }
+        return {
+            metric.name: own[metric.name] if metric.name in MEASURED else trial.metrics.get(metric.name)
+            for metric in self.context.metrics
+        }
 
     def _read_back(self, coding: Coding, experiment: Experiment) -> None:
         """The service's own opinion of what was best, told and logged as a run of its project."""
@@ -135,6 +150,8 @@ class SigOptTuneStrategy(TuneStrategy):
             },
             {"name": LATENCY, "objective": "minimize", "strategy": "optimize"},
         ]
+        if self.context.metrics:
+            metrics = [metric.to_sigopt() for metric in self.context.metrics]
         metadata: dict[str, str | int | float] = {
             "distune": __version__,
             "fp32_accuracy": self.record.baseline,
