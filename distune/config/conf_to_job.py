@@ -6,6 +6,7 @@ only what lives in Python (model, dataloaders, functions, metrics) is put in aft
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,8 +19,6 @@ from distune.config.known import KnownNames
 from distune.config.schema import Model
 from distune.config.to_job import to_job
 from distune.errors import UsageError
-
-ONNX_FORMATS = {"default": "QDQ", "QDQ": "QDQ", "QOperator": "QOperator"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,13 @@ def job_of(
 
 
 def _quant_format(extras: Any, model: ModelSpec) -> str:
-    return ONNX_FORMATS[getattr(extras, "quant_format", "default")] if model.framework == "onnxruntime" else "default"
+    if getattr(extras, "quant_format", "default") == "QOperator":
+        message = (
+            "PostTrainingQuantConfig.quant_format has no effect: models are written in QDQ form, of which ONNX Runtime "
+            "makes the same integer kernels when it loads them"
+        )
+        warnings.warn(message, UserWarning, stacklevel=5)
+    return "QDQ" if model.framework == "onnxruntime" else "default"
 
 
 def metric_document(eval_metric: Any) -> dict[str, Any]:

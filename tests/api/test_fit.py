@@ -123,6 +123,13 @@ def test_without_a_way_to_judge_it_is_quantized_once() -> None:
     assert found.model is not None
 
 
+def test_a_format_that_is_not_written_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"quant_format has no effect: models are written in QDQ form"):
+        found = quantization.fit(model(), conf(quant_format="QOperator"), calib_dataloader=Batches(), quiet=True)
+    assert found.best_effort is not None
+    assert found.best_effort.saved.quant_format == "QDQ"
+
+
 def test_rules_by_type_and_name_are_kept() -> None:
     fp32 = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
     found = quantization.fit(
