@@ -15,6 +15,13 @@ key                              meaning
 ``tuning.latency``               ``batch_size``, ``cores_per_instance``, ``warmup`` and ``iteration`` in one place,
                                  instead of ``evaluation.performance``.
 ``evaluation.accuracy.eval_func``  ``module:name`` or ``file.py:name``: gets a callable model, returns a number.
+``tuning.parameters``            Parameters of one's own in SigOpt's form (``name``, ``type``, ``bounds`` or ``grid`` or
+                                 ``categorical_values``, ``transformation: log``, ``default``): strategies random,
+                                 tpe, bayesian, exhaustive and sigopt choose them, ``eval_func`` gets them by keyword.
+``tuning.metrics``               ``name``, ``objective`` maximize or minimize, ``strategy`` optimize, constraint (with
+                                 ``threshold``) or store; ``eval_func`` returns them by name, and ``latency``,
+                                 ``size`` and ``footprint`` are measured. Optimized ones use up the budget.
+``tuning.budget``                Another name of ``tuning.exit_policy.max_trials``.
 user components                  ``module:name`` or ``file.py:name`` wherever a dataset, transform, filter or metric
                                  is named; transforms may be a list.
 ===============================  ====================================================================================
