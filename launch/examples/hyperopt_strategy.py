@@ -36,9 +36,7 @@ class HyperoptTuneStrategy(TuneStrategy):
                 ids = trials.new_trial_ids(1)
                 doc = tpe.suggest(ids, domain, trials, self.context.seed + ids[0])[0]
                 candidate = unseen.take(tuple(int(doc["misc"]["vals"][name][0]) for name in names))
-                if (
-                    candidate is None
-                ):  # proposed before, or fp32 itself: the next one that was not tried, so that it ends
+                if candidate is None:  # proposed before, or fp32 itself: take the next in order, so that it ends
                     found = unseen.following()
                     if found is None:
                         break
