@@ -134,13 +134,14 @@ class BasicTuneStrategy(TuneStrategy):
     def _op_type_wise(self, base: TuningConfig) -> TuneGenerator:
         limit = self.op_type_wise_trials()
         found = op_type_wise_total(self.space, base, limit)
-        if found > limit:
-            self.context.tell(
-                f"op-type-wise: the {limit} most promising combinations are tried, the others are left out to keep "
-                f"trials for the fallback (strategy_kwargs: op_type_wise_trials)"
-            )
         if found and limit:
             yield from self._ask(Stage("op-type-wise", list(islice(op_type_wise(self.space, base), limit))))
+        if found > limit:  # said afterwards: a run that was over before has left nothing out
+            tried = f"the {limit} most promising combinations were tried" if limit else "no combination was tried"
+            self.context.tell(
+                f"op-type-wise: {tried}, the others are left out to keep trials for the fallback "
+                f"(strategy_kwargs: op_type_wise_trials)"
+            )
 
     def _dynamic(self, base: TuningConfig) -> TuneGenerator:
         """With approach ``auto`` every op that can be static or dynamic is static first, and dynamic here."""

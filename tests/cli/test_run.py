@@ -398,3 +398,10 @@ def test_children_end_with_the_run_and_their_output_is_in_the_log(tmp_path: Path
     assert main(job.arguments("--json")) == 0
     assert "said here" not in capfd.readouterr().out
     assert "said here" in (job.workspace / "log" / "rank-0.log").read_text()
+
+
+def test_what_a_success_made_needless_is_not_reported_as_left_out(tmp_path: Path) -> None:
+    job = scripted(tmp_path, 1.0, 0.5, 0.95)
+    assert main(job.arguments("--quiet")) == 0
+    assert job.result().trials[-1].stage == "all recipes"
+    assert job.result().skipped_candidates == ()
