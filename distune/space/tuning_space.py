@@ -128,7 +128,8 @@ class TuningSpace:
         """``config`` with ``option`` for the first op of ``group`` and the nearest option for those that follow it.
 
         The others take the option of the same mode and the same activation config where they have it, else their
-        first one of that mode, else they stay as they are.
+        first one of that mode, else fp32 (what follows a dynamic op has no dynamic form of its own), else they stay
+        as they are.
         """
         return config.with_ops(self.group_changes(group, option))
 
@@ -141,6 +142,8 @@ class TuningSpace:
             matching = [other for other in same_mode if other.activation == option.activation]
             if same_mode:
                 changes[name] = (matching or same_mode)[0]
+            elif FP32 in self.op[name].options:
+                changes[name] = FP32
         return changes
 
     def group_options(self, group: str) -> tuple[OpConfig, ...]:
@@ -188,7 +191,7 @@ def build_space(
     ops = [_by_approach(op, modes) for op in capability.ops]
     _check_patterns(constraints, capability, problems)
     narrowed = [_constrain(op, constraints, problems, warnings) for op in ops]
-    narrowed = _agree_in_groups(narrowed, warnings)
+    narrowed = _agree_in_groups(ops, narrowed, warnings)
     if not problems and not any(option.is_quantized for op in narrowed for option in op.options):
         problems.append(
             "nothing is left to quantize: no op of the model has a quantized option for this approach"
@@ -318,15 +321,24 @@ def _available(options: Sequence[OpConfig], role: str, name: str) -> set[Any]:
     return out
 
 
-def _agree_in_groups(ops: list[OpInfo], warnings: list[str]) -> list[OpInfo]:
-    """Ops of one group fall back together; where a rule leaves one of them no quantized option, the group is split."""
-    quantizable = {op.name: any(option.is_quantized for option in op.options) for op in ops}
+def _agree_in_groups(before: list[OpInfo], ops: list[OpInfo], warnings: list[str]) -> list[OpInfo]:
+    """Ops of one group fall back together; where a rule leaves one of them no quantized option, the group is split.
+
+    Args:
+        before: The ops without the rules: one that the approach alone leaves in floating point says nothing.
+        ops: The ops as the rules leave them.
+    """
+    quantizable = {
+        op.name: any(option.is_quantized for option in op.options)
+        for op, free in zip(ops, before, strict=True)
+        if any(option.is_quantized for option in free.options)
+    }
     by_group: dict[str, list[OpInfo]] = {}
     for op in ops:
         by_group.setdefault(op.group, []).append(op)
     split: set[str] = set()
     for group, members in by_group.items():
-        kinds = {quantizable[member.name] for member in members}
+        kinds = {quantizable[member.name] for member in members if member.name in quantizable}
         if len(kinds) > 1:
             split.add(group)
             warnings.append(f"the given constraints split the group of op {group!r}, whose ops usually change together")

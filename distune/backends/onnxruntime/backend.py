@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: static post-training quantization of ONNX models on the CPU."""
+"""The ONNX Runtime backend: static and dynamic post-training quantization of ONNX models on the CPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from distune.backends.base import Backend, ExportedModel, Feed, InputInfo, Model
 from distune.backends.onnxruntime.calibration import calibrated_tensors, collect
 from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.cpu import needs_reduce_range
+from distune.backends.onnxruntime.dynamic import write_dynamic
 from distune.backends.onnxruntime.execution import Execution, executed_on_integers
 from distune.backends.onnxruntime.model import load_model
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
-from distune.backends.onnxruntime.qdq import Plan, Quantized, Range, plan, write_qdq
+from distune.backends.onnxruntime.qdq import Quantized, Range, plan, write_qdq
 from distune.backends.onnxruntime.quantizer import WeightCache
 from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph
 from distune.backends.statistics import CalibrationStatistics
@@ -98,7 +99,7 @@ class OnnxRuntimeModel(RunnableModel):
 
 
 class OnnxRuntimeBackend(Backend):
-    """Quantizes ONNX models statically, in QDQ form. See ``backends.base.Backend`` for the contract."""
+    """Quantizes ONNX models, each op by its own mode. See ``backends.base.Backend`` for the contract."""
 
     standalone = "distune.backends.onnxruntime.standalone:run"
 
@@ -126,11 +127,10 @@ class OnnxRuntimeBackend(Backend):
         if config is None:
             return OnnxRuntimeModel(self._user_model, threads)
         config = self._effective(config)
-        planned = plan(self._model, config)
-        quantized = self._write(planned, self._ranges(planned, config))
-        static = set(planned.nodes)
-        weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in static]
-        warnings = (*quantized.warnings, *self._remarks(planned, config))
+        ranges = self._ranges(config)
+        quantized = self._write(config, ranges)
+        weighted = [op.name for op in self._capability.ops if op.has_weight and config.by_name[op.name].is_quantized]
+        warnings = (*quantized.warnings, *self._remarks(ranges, config))
         return OnnxRuntimeModel(quantized.proto, threads, weighted, warnings)
 
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
@@ -141,13 +141,11 @@ class OnnxRuntimeBackend(Backend):
 
     def export(self, config: TuningConfig) -> ExportedModel:
         config = self._effective(config)
-        planned = plan(self._model, config)
-        return self._exported(planned, self._ranges(planned, config))
+        return self._exported(config, self._ranges(config), self._reduce_range)
 
     def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
-        planned = plan(self._model, self._effective(config))
         ranges = {name: (float(low), float(high)) for name, (low, high) in deploy.get("ranges", {}).items()}
-        return self._exported(planned, ranges, bool(deploy.get("reduce_range", self._reduce_range)))
+        return self._exported(self._effective(config), ranges, bool(deploy.get("reduce_range", self._reduce_range)))
 
     def probe(
         self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
@@ -180,14 +178,18 @@ class OnnxRuntimeBackend(Backend):
         return config.with_ops(changes) if changes else config
 
     def _proto(self, config: TuningConfig) -> onnx.ModelProto:
-        planned = plan(self._model, config)
-        return self._write(planned, self._ranges(planned, config)).proto
+        return self._write(config, self._ranges(config)).proto
 
-    def _write(self, planned: Plan, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> Quantized:
+    def _write(self, config: TuningConfig, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> Quantized:
+        """The quantized model: static ops first, then the others in what that left of the fp32 graph."""
         reduce_range = self._reduce_range if reduce_range is None else reduce_range
-        return write_qdq(self._model, planned, ranges, self._cache, reduce_range)
+        quantized = write_qdq(self._model, plan(self._model, config), ranges, self._cache, reduce_range)
+        dynamic = {name: op for name, op in config.ops if op.mode == "dynamic"}
+        write_dynamic(quantized.proto, dynamic, reduce_range)
+        return quantized
 
-    def _ranges(self, planned: Plan, config: TuningConfig) -> dict[str, Range]:
+    def _ranges(self, config: TuningConfig) -> dict[str, Range]:
+        planned = plan(self._model, config)
         if not planned.activations:
             return {}
         statistics = self._statistics_of(config)
@@ -202,21 +204,18 @@ class OnnxRuntimeBackend(Backend):
             )
         return self._statistics[key]
 
-    def _remarks(self, planned: Plan, config: TuningConfig) -> list[str]:
-        if not planned.activations:
+    def _remarks(self, ranges: Mapping[str, Range], config: TuningConfig) -> list[str]:
+        if not ranges:
             return []
         remarks = self._statistics_of(config).remarks()
-        return [f"tensor {name}: {remarks[name]}" for name in planned.activations if name in remarks]
+        return [f"tensor {name}: {remarks[name]}" for name in ranges if name in remarks]
 
-    def _exported(self, planned: Plan, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> ExportedModel:
-        reduce_range = self._reduce_range if reduce_range is None else reduce_range
-        proto = self._write(planned, ranges, reduce_range).proto
+    def _exported(self, config: TuningConfig, ranges: Mapping[str, Range], reduce_range: bool) -> ExportedModel:
+        proto = self._write(config, ranges, reduce_range).proto
         deploy: dict[str, Any] = {}
-        if planned.activations:
-            deploy = {
-                "ranges": {name: list(ranges[name]) for name in planned.activations},
-                "reduce_range": reduce_range,
-            }
+        if any(op.is_quantized for _, op in config.ops):
+            kept = plan(self._model, config).activations
+            deploy = {"ranges": {name: list(ranges[name]) for name in kept}, "reduce_range": reduce_range}
         return ExportedModel({"model.onnx": proto.SerializeToString(deterministic=True)}, deploy)
 
 

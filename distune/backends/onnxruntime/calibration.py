@@ -19,9 +19,11 @@ from distune.space.capability import Capability
 
 
 def calibrated_tensors(model: PreparedModel, capability: Capability) -> tuple[str, ...]:
-    """The activations that some quantizable op reads or writes, in graph order."""
+    """The activations that some op that can be static reads or writes, in graph order."""
     names: dict[str, None] = {}
     for op in capability.ops:
+        if all(option.mode != "static" for option in op.options):
+            continue
         node = model.index.nodes[op.name]
         names.update(dict.fromkeys((*activation_inputs(model.index, node), *activation_outputs(model.index, node))))
     return tuple(names)

@@ -1,98 +1,35 @@
-"""What ONNX Runtime can quantize, op type by op type, and which ops of a model that is.
-
-The table holds what the CPU provider has an integer kernel for, or passes on unchanged, when it finds the op between
-DequantizeLinear and QuantizeLinear. Weights that give the same numbers as others are not in it: symmetric uint8 is
-symmetric int8, and an asymmetric weight is of its activation's type. Asymmetric weights per channel are not offered for
-grouped convolutions, which ONNX Runtime 1.31 then runs ten times slower than fp32 (depthwise ones of MobileNetV1).
-"""
+"""Which ops of a model ONNX Runtime can quantize, how, and which of them fall back together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from distune.backends.onnxruntime.blocks import find_blocks
+from distune.backends.onnxruntime.dynamic import runs_dynamically
 from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.options import (
+    ACTIVATION_OPTIONS,
+    DYNAMIC_OPTIONS,
+    GROUPED_CONV_OPTIONS,
+    LOOKUP_FOLLOWER_OPTIONS,
+    LOOKUP_OPTIONS,
+    OP_KINDS,
+    WEIGHTED_OPTIONS,
+)
 from distune.backends.onnxruntime.preprocess import WEIGHTED, PreparedModel
 from distune.backends.statistics import MASK_MAGNITUDE
 from distune.space.capability import Capability, OpInfo, Recipe
-from distune.space.op_config import FP32, OpConfig, TensorConfig
-
-Kind = Literal["weighted", "lookup", "elementwise", "activation", "pass_through"]
-"""How an op is quantized.
-
-``weighted``: own weight, or two activations. ``lookup``: own table of values. ``elementwise``: input and output have
-ranges of their own. ``activation``: merges into the range of what comes before it. ``pass_through``: output values are
-input values (or zero), so both share scale and zero point.
-"""
-
-OP_KINDS: dict[str, Kind] = {
-    "Conv": "weighted",
-    "MatMul": "weighted",
-    "Gemm": "weighted",
-    "Gather": "lookup",
-    "Add": "elementwise",
-    "Mul": "elementwise",
-    "Sigmoid": "elementwise",
-    "LeakyRelu": "elementwise",
-    "AveragePool": "elementwise",
-    "GlobalAveragePool": "elementwise",
-    "Concat": "elementwise",
-    "Softmax": "elementwise",
-    "Relu": "activation",
-    "Clip": "activation",
-    "MaxPool": "pass_through",
-    "Split": "pass_through",
-    "Pad": "pass_through",
-    "Resize": "pass_through",
-    "Reshape": "pass_through",
-    "Transpose": "pass_through",
-    "Squeeze": "pass_through",
-    "Unsqueeze": "pass_through",
-    "Flatten": "pass_through",
-    "Slice": "pass_through",
-    "ReduceMax": "pass_through",
-    "ReduceMin": "pass_through",
-    "ArgMax": "pass_through",
-}
-
-WEIGHTS: tuple[TensorConfig, ...] = tuple(
-    TensorConfig(dtype, scheme, granularity)
-    for dtype, scheme in (("int8", "sym"), ("uint8", "asym"), ("int8", "asym"))
-    for granularity in ("per_channel", "per_tensor")
-)
-"""Weights of Conv, MatMul and Gemm, those with the fastest kernels first."""
-
-ACTIVATIONS: tuple[TensorConfig, ...] = tuple(
-    TensorConfig(dtype, scheme, "per_tensor", algorithm)
-    for dtype, scheme in (("uint8", "asym"), ("uint8", "sym"), ("int8", "sym"), ("int8", "asym"))
-    for algorithm in ("minmax", "percentile", "kl")
-)
-"""Activations: uint8 first, since x86 runs int8 slower. int8 asym has the numbers of uint8 asym, but other kernels."""
-
-_WEIGHTED_OPTIONS = (
-    *(
-        OpConfig("static", activation, weight)
-        for activation in ACTIVATIONS
-        for weight in WEIGHTS
-        if weight.scheme == "sym" or weight.dtype == activation.dtype
-    ),
-    FP32,
-)
-_GROUPED_CONV_OPTIONS = tuple(
-    option
-    for option in _WEIGHTED_OPTIONS
-    if option.weight is None or (option.weight.scheme, option.weight.granularity) != ("asym", "per_channel")
-)
-_ACTIVATION_OPTIONS = (*(OpConfig("static", activation) for activation in ACTIVATIONS), FP32)
-_LOOKUP_OPTIONS = (OpConfig("static", ACTIVATIONS[0], TensorConfig("uint8", "asym")), FP32)
-_LOOKUP_FOLLOWER_OPTIONS = (OpConfig("static", ACTIVATIONS[0]), FP32)
+from distune.space.op_config import FP32, OpConfig
 
 _SHAPE_OPS = frozenset({"Shape", "Size", "Constant", "ConstantOfShape", "Cast", "Identity", "Range", "Expand"})
+
+_JOINING = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool"})
+"""Elementwise op types that fall back with the last op before them: residual additions, poolings, concatenations."""
 
 _NORMALIZATIONS = frozenset(
     {"LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"}
@@ -103,26 +40,42 @@ _NORMALIZATIONS = frozenset(
 class _Quantizable:
     node: onnx.NodeProto
     group: str
-    options: tuple[OpConfig, ...]
+    static: tuple[OpConfig, ...]
+    dynamic: tuple[OpConfig, ...]
     has_weight: bool
+    position: int = 0
+
+    @property
+    def info(self) -> OpInfo:
+        options = (*self.static, *self.dynamic, FP32)
+        return OpInfo(self.node.name, self.node.op_type, options, self.group, self.has_weight)
 
 
 def inspect(model: PreparedModel) -> Capability:
     """The capability of ONNX Runtime for ``model``: its ops in graph order, their groups and what is left out."""
     index = model.index
     integer_made = _made_from_integers(model)
-    found: dict[str, _Quantizable] = {}
+    in_gelu = _in_gelu(model)
+    found: list[_Quantizable] = []
+    static: dict[str, _Quantizable] = {}
     excluded: list[tuple[str, str, str]] = []
-    for node in model.proto.graph.node:
+    for position, node in enumerate(model.proto.graph.node):
         if node.op_type in _SHAPE_OPS or not _handles_floats(index, node):
             continue
-        reason = _reason_to_exclude(model, node, integer_made, found)
-        if reason:
-            excluded.append((node.name, node.op_type, reason))
+        reason = _reason_to_exclude(model, node, integer_made, static)
+        if not reason and node.name in in_gelu:
+            reason = "part of a GELU, which ONNX Runtime runs as one op in fp32"
+        dynamic = DYNAMIC_OPTIONS[node.op_type] if runs_dynamically(index, node) else ()
+        if not reason:
+            static[node.name] = replace(_quantizable(index, node, static, dynamic), position=position)
+            found.append(static[node.name])
+        elif dynamic and node.op_type not in OP_KINDS:
+            found.append(_Quantizable(node, node.name, (), dynamic, True))
         else:
-            found[node.name] = _quantizable(index, node, found)
-    ops = tuple(OpInfo(q.node.name, q.node.op_type, q.options, q.group, q.has_weight) for q in found.values())
-    return Capability(ops, tuple(_recipes(ops)), tuple(excluded))
+            excluded.append((node.name, node.op_type, reason))
+    ops = tuple(op.info for op in found)
+    blocks = find_blocks(model.proto, index, {op.name: op.group for op in ops})
+    return Capability(ops, tuple(_recipes(ops)), tuple(excluded), blocks)
 
 
 def weight_input(index: GraphIndex, node: onnx.NodeProto) -> str | None:
@@ -146,24 +99,38 @@ def activation_outputs(index: GraphIndex, node: onnx.NodeProto) -> list[str]:
     return [name for name in node.output if name and index.is_float(name)]
 
 
-def _quantizable(index: GraphIndex, node: onnx.NodeProto, found: dict[str, _Quantizable]) -> _Quantizable:
-    kind = OP_KINDS[node.op_type]
+def _quantizable(
+    index: GraphIndex, node: onnx.NodeProto, found: dict[str, _Quantizable], dynamic: tuple[OpConfig, ...]
+) -> _Quantizable:
     leader = _leader(index, node, found)
     has_weight = weight_input(index, node) is not None
     if leader is not None:
-        of_lookup = leader.options in (_LOOKUP_OPTIONS, _LOOKUP_FOLLOWER_OPTIONS)
-        options = _LOOKUP_FOLLOWER_OPTIONS if of_lookup else _ACTIVATION_OPTIONS
-        return _Quantizable(node, leader.group, options, False)
-    if kind == "lookup" and has_weight:
-        return _Quantizable(node, node.name, _LOOKUP_OPTIONS, True)
+        of_lookup = leader.static in (LOOKUP_OPTIONS, LOOKUP_FOLLOWER_OPTIONS)
+        options = LOOKUP_FOLLOWER_OPTIONS if of_lookup else ACTIVATION_OPTIONS
+        return _Quantizable(node, leader.group, options, (), False)
+    if OP_KINDS[node.op_type] == "lookup" and has_weight:
+        return _Quantizable(node, node.name, LOOKUP_OPTIONS, dynamic, True)
     if not has_weight:
-        return _Quantizable(node, node.name, _ACTIVATION_OPTIONS, False)
-    options = _GROUPED_CONV_OPTIONS if attribute(node, "group", 1) > 1 else _WEIGHTED_OPTIONS
-    return _Quantizable(node, node.name, options, True)
+        return _Quantizable(node, node.name, ACTIVATION_OPTIONS, dynamic, False)
+    options = GROUPED_CONV_OPTIONS if attribute(node, "group", 1) > 1 else WEIGHTED_OPTIONS
+    return _Quantizable(node, node.name, options, dynamic, True)
 
 
 def _leader(index: GraphIndex, node: onnx.NodeProto, found: dict[str, _Quantizable]) -> _Quantizable | None:
-    """The op before ``node`` with which it must change together, if there is one."""
+    """The op before ``node`` with which it must change together, if there is one.
+
+    Either ONNX Runtime fuses the two, or they share parameters, or a Q/DQ pair between them would buy nothing.
+    """
+    fused = _fused_with(index, node, found)
+    if fused is not None or node.op_type not in _JOINING:
+        return fused
+    before = [found[p.name] for p in _producers(index, node) if p.name in found]
+    alone = [op for op in before if index.only_consumer(op.node.output[0]) is not None]
+    return max(alone, key=lambda op: op.position, default=None)
+
+
+def _fused_with(index: GraphIndex, node: onnx.NodeProto, found: dict[str, _Quantizable]) -> _Quantizable | None:
+    """The op before ``node`` that ONNX Runtime fuses it into or whose scale and zero point it keeps."""
     producers = [found[p.name] for p in _producers(index, node) if p.name in found]
     kind = OP_KINDS[node.op_type]
     if kind in ("activation", "pass_through") or (kind == "lookup" and weight_input(index, node) is None):
@@ -206,7 +173,7 @@ def _reason_to_exclude(
     if not any(producer.name in found for producer in _producers(index, node)):
         return "nothing before it is quantized"
     readers = {reader.op_type for name in node.output for reader in index.consumers.get(name, ())}
-    if kind == "elementwise" and readers & _NORMALIZATIONS and _leader(index, node, found) is None:
+    if kind == "elementwise" and readers & _NORMALIZATIONS and _fused_with(index, node, found) is None:
         return f"{min(readers & _NORMALIZATIONS)} behind it runs in fp32 and magnifies its rounding"
     return ""
 
@@ -240,6 +207,24 @@ def _is_mask_constant(tensor: onnx.TensorProto) -> bool:
         return False
     values = numpy_helper.to_array(tensor)
     return bool(values.size and not np.all(np.abs(values) < MASK_MAGNITUDE))
+
+
+def _in_gelu(model: PreparedModel) -> set[str]:
+    """Names of the multiplications of each GELU, spelled with Erf or Tanh: ``x * 0.5 * (1 + erf(x / sqrt(2)))``."""
+    index = model.index
+
+    def readers(node: onnx.NodeProto, op_type: str) -> list[onnx.NodeProto]:
+        return [reader for reader in index.consumers.get(node.output[0], ()) if reader.op_type == op_type]
+
+    found: set[str] = set()
+    for bend in model.proto.graph.node:
+        if bend.op_type not in ("Erf", "Tanh"):
+            continue
+        for product in (product for add in readers(bend, "Add") for product in readers(add, "Mul")):
+            near = [*_producers(index, product), *readers(product, "Mul")]
+            halves = [node for node in near if node.op_type == "Mul" and any(map(index.is_constant, node.input))]
+            found.update(node.name for node in (product, *halves))
+    return found
 
 
 def _made_from_integers(model: PreparedModel) -> set[str]:

@@ -19,10 +19,11 @@ INTEGER_KERNELS = frozenset(
         "ConvInteger",
         "DynamicQuantizeLSTM",
         "QAttention",
+        "QEmbedLayerNormalization",
         "MatMulNBits",
     }
 )
-"""Op types that multiply integers."""
+"""Op types that work on integers."""
 
 _LAYOUT_SUFFIX = re.compile(r"_token_\d+$")
 """What ONNX Runtime appends to the name of a node that it turned to channels-last layout."""

@@ -1,4 +1,4 @@
-"""The quantized graph of a tuning config, written in memory by ONNX Runtime's own quantizer.
+"""The statically quantized ops of a tuning config, written in memory by ONNX Runtime's own quantizer.
 
 Which config a tensor gets:
 
@@ -19,8 +19,9 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
 
-from distune.backends.onnxruntime.capability import OP_KINDS, activation_inputs, activation_outputs, weight_input
+from distune.backends.onnxruntime.capability import activation_inputs, activation_outputs, weight_input
 from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex, attribute
+from distune.backends.onnxruntime.options import OP_KINDS
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.quantizer import CachingQdqQuantizer, WeightCache
 from distune.errors import TrialError
@@ -57,19 +58,17 @@ class Plan:
 
 
 def plan(model: PreparedModel, config: TuningConfig) -> Plan:
-    """What ``config`` means for the tensors of ``model``.
+    """What the static ops of ``config`` mean for the tensors of ``model``; those of other modes are left alone.
 
     Raises:
-        TrialError: An op that is to be quantized does not exist, or in a mode that this module does not write.
+        TrialError: An op that is to be quantized does not exist.
     """
     static: dict[str, OpConfig] = {}
     for name, op in config.ops:
-        if not op.is_quantized:
+        if op.mode != "static":
             continue
         if name not in model.index.nodes:
             raise TrialError(f"the model has no op {name!r}")
-        if op.mode != "static":
-            raise TrialError(f"op {name!r}: mode {op.mode!r} is not static quantization")
         static[name] = op
     nodes = [node for node in model.proto.graph.node if node.name in static]
     read: dict[str, TensorConfig] = {}
