@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from distune.config.job import ComponentSpec, CriterionSpec, EvaluationSpec
-from distune.errors import UsageError
 from distune.config.parameters import TuningMetric
+from distune.errors import UsageError
 
 
 def target_accuracy(criterion: CriterionSpec, baseline: float) -> float:
