@@ -130,8 +130,10 @@ def test_all_ranks_leave_with_the_code_of_the_outcome(tmp_path: Path, accuracies
     script = 'code=0; "$@" || code=$?; echo "rank $OMPI_COMM_WORLD_RANK left with $code"; exit $code'
     done = start(under_mpirun(3, ["sh", "-c", script, "sh", *job.command(*arguments)]), **ENVIRONMENT)
     assert done.returncode == code, done.stderr
-    left = [line for line in done.stdout.splitlines() if "left with" in line]
-    assert sorted(left) == [f"rank {rank} left with {code}" for rank in range(3)]
+    left = {line for line in done.stdout.splitlines() if "left with" in line}
+    expected = {f"rank {rank} left with {code}" for rank in range(3)}
+    # Once a rank has left with another code than 0, mpirun may drop what the others' shells still say.
+    assert left == expected if code == 0 else left and left <= expected
 
 
 @pytest.mark.parametrize("how", ["mpirun", "--np"])
