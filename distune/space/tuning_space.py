@@ -188,11 +188,15 @@ def build_space(
     problems: list[str] = []
     warnings: list[str] = []
     fixed = _fixed_recipes(capability, recipes, problems)
-    ops = [_by_approach(op, modes) for op in capability.ops]
+    by_approach = [_by_approach(op, modes) for op in capability.ops]
+    ops = [op for op in by_approach if _quantizable(op)]
+    left_out = tuple(
+        (op.name, op.op_type, f"has no form for approach {approach!r}") for op in by_approach if not _quantizable(op)
+    )
     _check_patterns(constraints, capability, problems)
     narrowed = [_constrain(op, constraints, problems, warnings) for op in ops]
-    narrowed = _agree_in_groups(ops, narrowed, warnings)
-    if not problems and not any(option.is_quantized for op in narrowed for option in op.options):
+    narrowed = _agree_in_groups(narrowed, warnings)
+    if not problems and not any(_quantizable(op) for op in narrowed):
         problems.append(
             "nothing is left to quantize: no op of the model has a quantized option for this approach"
             + (" and the given constraints" if constraints else "")
@@ -207,7 +211,7 @@ def build_space(
         fixed_recipes=fixed,
         sampling_sizes=sampling_sizes,
         blocks=capability.blocks,
-        excluded=capability.excluded,
+        excluded=(*capability.excluded, *left_out),
         warnings=tuple(dict.fromkeys(warnings)),
         known_recipes=capability.recipes,
     )
@@ -321,24 +325,19 @@ def _available(options: Sequence[OpConfig], role: str, name: str) -> set[Any]:
     return out
 
 
-def _agree_in_groups(before: list[OpInfo], ops: list[OpInfo], warnings: list[str]) -> list[OpInfo]:
-    """Ops of one group fall back together; where a rule leaves one of them no quantized option, the group is split.
+def _quantizable(op: OpInfo) -> bool:
+    return any(option.is_quantized for option in op.options)
 
-    Args:
-        before: The ops without the rules: one that the approach alone leaves in floating point says nothing.
-        ops: The ops as the rules leave them.
-    """
-    quantizable = {
-        op.name: any(option.is_quantized for option in op.options)
-        for op, free in zip(ops, before, strict=True)
-        if any(option.is_quantized for option in free.options)
-    }
+
+def _agree_in_groups(ops: list[OpInfo], warnings: list[str]) -> list[OpInfo]:
+    """Ops of one group fall back together; where a rule leaves one of them no quantized option, the group is split."""
+    quantizable = {op.name: _quantizable(op) for op in ops}
     by_group: dict[str, list[OpInfo]] = {}
     for op in ops:
         by_group.setdefault(op.group, []).append(op)
     split: set[str] = set()
     for group, members in by_group.items():
-        kinds = {quantizable[member.name] for member in members if member.name in quantizable}
+        kinds = {quantizable[member.name] for member in members}
         if len(kinds) > 1:
             split.add(group)
             warnings.append(f"the given constraints split the group of op {group!r}, whose ops usually change together")

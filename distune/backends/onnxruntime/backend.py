@@ -129,7 +129,8 @@ class OnnxRuntimeBackend(Backend):
         config = self._effective(config)
         ranges = self._ranges(config)
         quantized = self._write(config, ranges)
-        weighted = [op.name for op in self._capability.ops if op.has_weight and config.by_name[op.name].is_quantized]
+        chosen = set(config.quantized_ops)
+        weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
         warnings = (*quantized.warnings, *self._remarks(ranges, config))
         return OnnxRuntimeModel(quantized.proto, threads, weighted, warnings)
 
