@@ -14,6 +14,8 @@ smallest of them is ``MASK_GAP`` times larger than the largest ordinary value th
 left out (the quantized tensor saturates there), and ``remarks`` says so. Infinities and NaN never set a range.
 
 Memory is bounded by about 128 KiB a tensor plus 16 bytes a batch, whatever the size of the tensor.
+
+For weight-only quantization second moments are kept beside them (``backends.second_moments``), order-free as well.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distune.backends.second_moments import SecondMoments
 from distune.errors import TrialError
 
 BINS_LOG2 = 12
@@ -174,10 +177,16 @@ class TensorStatistics:
 
 
 class CalibrationStatistics:
-    """Statistics of many tensors, by name. Order-free: see the module's docstring."""
+    """Statistics of many tensors, by name. Order-free: see the module's docstring.
+
+    Attributes:
+        tensors: What ranges are made of.
+        moments: What GPTQ and AWQ need, of inputs of MatMul; empty where neither is in question.
+    """
 
     def __init__(self) -> None:
         self.tensors: dict[str, TensorStatistics] = {}
+        self.moments: dict[str, SecondMoments] = {}
         self._ranges: dict[tuple[str, str, float], tuple[float, float]] = {}
 
     def add(self, batch: int, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -190,6 +199,11 @@ class CalibrationStatistics:
         self._ranges.clear()
         for name, values in tensors.items():
             self.tensors.setdefault(name, TensorStatistics()).add(batch, values)
+
+    def add_moments(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Count one batch [..., channels] of each tensor, by name."""
+        for name, values in tensors.items():
+            self.moments.setdefault(name, SecondMoments(values.shape[-1])).add(values)
 
     def range(
         self, tensor: str, algorithm: str = "minmax", percentile: float = DEFAULT_PERCENTILE
@@ -238,7 +252,7 @@ class CalibrationStatistics:
             arrays.append(np.array([stats.batches[b] for b in batches], "<f4").tobytes())
             header.append([name, batches, stats.nonfinite, *spans])
         text = json.dumps(header, separators=(",", ":")).encode()
-        return _MAGIC + zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(arrays), 6)
+        return _MAGIC + zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(arrays), 6) + self._moments_bytes()
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> CalibrationStatistics:
@@ -249,7 +263,8 @@ class CalibrationStatistics:
         """
         if not blob.startswith(_MAGIC):
             raise TrialError("calibration statistics are damaged or of another version of distune: calibrate again")
-        data = zlib.decompress(blob[len(_MAGIC) :])
+        decompressor = zlib.decompressobj()
+        data = decompressor.decompress(blob[len(_MAGIC) :])
         (size,) = struct.unpack_from("<Q", data)
         at = 8 + size
         out = cls()
@@ -266,7 +281,27 @@ class CalibrationStatistics:
                 b: (float(r[0]), float(r[1]), float(r[2]), float(r[3])) for b, r in zip(batches, rows, strict=True)
             }
             out.tensors[name] = TensorStatistics(bounds, histograms[0], histograms[1], nonfinite)
+        out._read_moments(decompressor.unused_data)
         return out
+
+    def _moments_bytes(self) -> bytes:
+        """Nothing where there are none, so that the form of plain statistics does not change."""
+        blobs = {name: self.moments[name].to_bytes() for name in sorted(self.moments)}
+        if not blobs:
+            return b""
+        text = json.dumps({name: len(blob) for name, blob in blobs.items()}, separators=(",", ":")).encode()
+        # Mantissas do not compress: level 1 gets the zeros, and more costs seconds.
+        return zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(blobs.values()), 1)
+
+    def _read_moments(self, blob: bytes) -> None:
+        if not blob:
+            return
+        data = zlib.decompress(blob)
+        (size,) = struct.unpack_from("<Q", data)
+        at = 8 + size
+        for name, length in json.loads(data[8:at]).items():
+            self.moments[name] = SecondMoments.from_bytes(data[at : at + length])
+            at += length
 
     def _compute(self, tensor: str, algorithm: str, percentile: float) -> tuple[float, float]:
         stats = self.tensors.get(tensor)
@@ -295,11 +330,17 @@ def merge(blobs: Iterable[bytes]) -> bytes:
     """
     out = CalibrationStatistics()
     for blob in blobs:
-        for name, stats in CalibrationStatistics.from_bytes(blob).tensors.items():
+        shard = CalibrationStatistics.from_bytes(blob)
+        for name, stats in shard.tensors.items():
             if name in out.tensors:
                 out.tensors[name].merge(name, stats)
             else:
                 out.tensors[name] = stats
+        for name, moments in shard.moments.items():
+            if name in out.moments:
+                out.moments[name].merge(moments)
+            else:
+                out.moments[name] = moments
     return out.to_bytes()
 
 

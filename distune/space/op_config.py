@@ -18,6 +18,9 @@ Mode = Literal["static", "dynamic", "weight_only", "bf16", "fp16", "fp32"]
 QUANTIZED_MODES: tuple[Mode, ...] = ("static", "dynamic", "weight_only")
 """Modes in which an op counts as quantized."""
 
+CALIBRATED_ALGORITHMS = frozenset({"GPTQ", "AWQ"})
+"""Weight-only algorithms that look at the activations."""
+
 PRECISION_MODES: tuple[Mode, ...] = ("bf16", "fp16", "fp32")
 """Floating-point modes, in the order in which fallback tries them."""
 
@@ -75,6 +78,13 @@ class OpConfig:
     def is_quantized(self) -> bool:
         """True for static, dynamic and weight-only."""
         return self.mode in QUANTIZED_MODES
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True where calibration data decide about the numbers."""
+        if self.mode == "weight_only":
+            return self.weight is not None and self.weight.algorithm in CALIBRATED_ALGORITHMS
+        return self.mode == "static"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is ``None`` is left out."""
@@ -142,8 +152,8 @@ class TuningConfig:
 
     @property
     def needs_calibration(self) -> bool:
-        """True where at least one op is quantized statically."""
-        return any(config.mode == "static" for _, config in self.ops)
+        """True where at least one op is quantized statically, or weight-only by an algorithm that looks at inputs."""
+        return any(config.needs_calibration for _, config in self.ops)
 
     def with_ops(self, changes: Mapping[str, OpConfig]) -> TuningConfig:
         """The same config with the op configs of ``changes`` put in.
