@@ -80,8 +80,17 @@ GRAPH_LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 TENSORFLOW_RECIPES = ("scale_propagation_max_pooling", "scale_propagation_concat")
 """Recipes of 1.x that concern TensorFlow graphs only: accepted, and said to have no effect."""
 
+WEIGHT_ONLY_RECIPES = ("weight_only_storage", "accuracy_level")
+"""Recipes of approach weight_only that INC has not, or has among the arguments of an algorithm."""
+
 RECIPES = frozenset(
-    (*BOOLEAN_RECIPES, *ARGUMENT_RECIPES, "graph_optimization_level", "optypes_to_exclude_output_quant")
+    (
+        *BOOLEAN_RECIPES,
+        *ARGUMENT_RECIPES,
+        *WEIGHT_ONLY_RECIPES,
+        "graph_optimization_level",
+        "optypes_to_exclude_output_quant",
+    )
 )
 
 STRATEGIES = frozenset(

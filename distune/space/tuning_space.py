@@ -98,7 +98,7 @@ class TuningSpace:
         """``config`` without what changes nothing, so that equal models have equal hashes.
 
         Recipes at their default are dropped, those that keep ops in fp32 are carried out on the op configs and
-        dropped, and the sampling size is 0 where no op is calibrated.
+        dropped, and the sampling size is 0 where no op is calibrated and only there.
         """
         recipes = {recipe.name: recipe for recipe in self.known_recipes}
         changes: dict[str, OpConfig] = {}
@@ -114,7 +114,9 @@ class TuningSpace:
         out = replace(config, recipes=tuple(sorted(kept)))
         if changes:
             out = out.with_ops(changes)
-        return out if out.needs_calibration or not out.sampling_size else replace(out, sampling_size=0)
+        if out.needs_calibration:  # the config that it was made from may have needed none
+            return out if out.sampling_size else replace(out, sampling_size=self.sampling_sizes[0])
+        return replace(out, sampling_size=0) if out.sampling_size else out
 
     def fallback(self, config: TuningConfig, groups: Iterable[str], precision: Mode = "fp32") -> TuningConfig:
         """``config`` with all ops of ``groups`` in a floating-point precision, as far as each op has it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -23,7 +24,17 @@ from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
 from distune.backends.onnxruntime.qdq import Quantized, Range, plan, write_qdq
 from distune.backends.onnxruntime.quantizer import WeightCache
 from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph
+from distune.backends.onnxruntime.weight_only import (
+    WEIGHT_ONLY_RECIPES,
+    WeightOnlyWriter,
+    calibrated_inputs,
+    collect_moments,
+    restored,
+    saved,
+    weight_only_capability,
+)
 from distune.backends.statistics import CalibrationStatistics
+from distune.backends.weight_only.grouped import GroupedWeight
 from distune.config.job import TuningJob
 from distune.errors import TrialError
 from distune.space.op_config import FP32, TuningConfig
@@ -107,6 +118,12 @@ class OnnxRuntimeBackend(Backend):
         self._user_model = load_model(job.model)
         self._model = prepare(self._user_model)
         self._capability = inspect(self._model)
+        self._moment_inputs: tuple[str, ...] = ()
+        if job.approach == "weight_only":
+            has_data = job.calibration.dataloader is not None
+            self._capability = weight_only_capability(self._model, self._capability, job.recipes, has_data)
+            self._moment_inputs = calibrated_inputs(self._model, self._capability)
+        self._weight_only = WeightOnlyWriter(self._model)
         self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
         self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
         self._cache = WeightCache()
@@ -135,6 +152,8 @@ class OnnxRuntimeBackend(Backend):
         return OnnxRuntimeModel(quantized.proto, threads, weighted, warnings)
 
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
+        if self._moment_inputs:
+            return collect_moments(self._model, self._moment_inputs, batches).to_bytes()
         return collect(self._model, calibrated_tensors(self._model, self._capability), batches).to_bytes()
 
     def set_statistics(self, variant: Variant, sampling_size: int, blob: bytes) -> None:
@@ -146,7 +165,9 @@ class OnnxRuntimeBackend(Backend):
 
     def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
         ranges = {name: (float(low), float(high)) for name, (low, high) in deploy.get("ranges", {}).items()}
-        return self._exported(self._effective(config), ranges, bool(deploy.get("reduce_range", self._reduce_range)))
+        weights = restored(deploy.get("weights", {}), config.by_name)
+        reduce_range = bool(deploy.get("reduce_range", self._reduce_range))
+        return self._exported(self._effective(config), ranges, reduce_range, weights)
 
     def probe(
         self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
@@ -166,12 +187,15 @@ class OnnxRuntimeBackend(Backend):
     def close(self) -> None:
         self._statistics.clear()
         self._cache.clear()
+        self._weight_only.clear()
 
     def _effective(self, config: TuningConfig) -> TuningConfig:
         """The config with what its recipes turn to fp32 in fp32."""
         changes = {}
         for name, value in config.recipes:
             recipe = self._recipe_ops.get(name)
+            if recipe is None and name in WEIGHT_ONLY_RECIPES:
+                continue  # a saved config is applied without its approach
             if recipe is None:
                 raise TrialError(f"the ONNX Runtime backend has no recipe {name!r} for this model")
             if value != recipe.default:
@@ -181,13 +205,35 @@ class OnnxRuntimeBackend(Backend):
     def _proto(self, config: TuningConfig) -> onnx.ModelProto:
         return self._write(config, self._ranges(config)).proto
 
-    def _write(self, config: TuningConfig, ranges: Mapping[str, Range], reduce_range: bool | None = None) -> Quantized:
-        """The quantized model: static ops first, then the others in what that left of the fp32 graph."""
+    def _write(
+        self,
+        config: TuningConfig,
+        ranges: Mapping[str, Range],
+        reduce_range: bool | None = None,
+        weights: Mapping[str, GroupedWeight] | None = None,
+    ) -> Quantized:
+        """The quantized model: static ops first, then the others in what that left of the fp32 graph.
+
+        Args:
+            weights: Of weight-only ops, where they are not to be made from calibration data again.
+        """
         reduce_range = self._reduce_range if reduce_range is None else reduce_range
         quantized = write_qdq(self._model, plan(self._model, config), ranges, self._cache, reduce_range)
         dynamic = {name: op for name, op in config.ops if op.mode == "dynamic"}
         write_dynamic(quantized.proto, dynamic, reduce_range)
-        return quantized
+        remarks = self._weight_only.write(quantized.proto, self._weights(config, weights or {}), dict(config.recipes))
+        return replace(quantized, warnings=(*quantized.warnings, *remarks))
+
+    def _weights(self, config: TuningConfig, known: Mapping[str, GroupedWeight]) -> dict[str, GroupedWeight]:
+        """The weights of weight-only ops: ``known`` ones, and the others quantized."""
+        ops = {name: op for name, op in config.ops if op.mode == "weight_only"}
+        made = self._weight_only.quantized(
+            {name: op for name, op in ops.items() if name not in known},
+            dict(config.recipes),
+            lambda tensor: self._statistics_of(config).moments.get(tensor),
+            config.sampling_size,
+        )
+        return {name: known.get(name) or made[name] for name in ops}
 
     def _ranges(self, config: TuningConfig) -> dict[str, Range]:
         planned = plan(self._model, config)
@@ -211,12 +257,21 @@ class OnnxRuntimeBackend(Backend):
         remarks = self._statistics_of(config).remarks()
         return [f"tensor {name}: {remarks[name]}" for name in ranges if name in remarks]
 
-    def _exported(self, config: TuningConfig, ranges: Mapping[str, Range], reduce_range: bool) -> ExportedModel:
-        proto = self._write(config, ranges, reduce_range).proto
+    def _exported(
+        self,
+        config: TuningConfig,
+        ranges: Mapping[str, Range],
+        reduce_range: bool,
+        weights: Mapping[str, GroupedWeight] | None = None,
+    ) -> ExportedModel:
+        weights = self._weights(config, weights or {})
+        proto = self._write(config, ranges, reduce_range, weights).proto
         deploy: dict[str, Any] = {}
         if any(op.is_quantized for _, op in config.ops):
             kept = plan(self._model, config).activations
             deploy = {"ranges": {name: list(ranges[name]) for name in kept}, "reduce_range": reduce_range}
+        if texts := saved(weights, config.by_name):
+            deploy["weights"] = texts
         return ExportedModel({"model.onnx": proto.SerializeToString(deterministic=True)}, deploy)
 
 

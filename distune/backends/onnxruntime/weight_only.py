@@ -1,0 +1,384 @@
+"""Weight-only quantization of MatMul and Gemm: what is offered, what is calibrated, and how it is written."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from distune.backends.base import Feed
+from distune.backends.onnxruntime.calibration import with_outputs
+from distune.backends.onnxruntime.graph import GraphIndex
+from distune.backends.onnxruntime.matmul_nbits import ACCURACY_LEVELS, DOMAIN, native_bits, node, runs, stored
+from distune.backends.onnxruntime.preprocess import PreparedModel
+from distune.backends.onnxruntime.session import create_session
+from distune.backends.second_moments import SecondMoments
+from distune.backends.statistics import CalibrationStatistics
+from distune.backends.weight_only.grouped import BITS, GroupedWeight, WeightFormat
+from distune.backends.weight_only.quantize import SETTINGS_RECIPES, quantize_weight, settings
+from distune.errors import ModelError, TrialError
+from distune.space.capability import Capability, OpInfo, Recipe
+from distune.space.op_config import FP32, OpConfig, TensorConfig
+
+GROUP_SIZES = (32, 16, 64, 128, 256, 512, 1024, -1)
+"""Group sizes that are offered, the default first."""
+
+STORAGE = "weight_only_storage"
+"""Recipe: what becomes of widths that ``MatMulNBits`` does not run."""
+
+STORAGES = ("native", "wider", "dequantized")
+"""``native``: they are not offered. ``wider``: kept in the next width that runs. ``dequantized``: kept as fp32."""
+
+ACCURACY_LEVEL = "accuracy_level"
+"""Recipe: the attribute of ``MatMulNBits`` with that name."""
+
+WEIGHT_ONLY_RECIPES = frozenset({*SETTINGS_RECIPES, STORAGE, ACCURACY_LEVEL})
+"""Recipes that approach weight_only alone has."""
+
+_SMALLEST_CACHE = 64 << 20
+_OPSET_OF_DOMAIN = 1
+_DEFAULT_BITS = (4, 8, 2)
+
+
+def weight_only_capability(
+    model: PreparedModel, capability: Capability, recipes: Mapping[str, Any], calibrated: bool
+) -> Capability:
+    """What ``capability`` is under approach ``weight_only``: MatMul and Gemm with a constant weight, each by itself.
+
+    Args:
+        recipes: Those that the user fixed.
+        calibrated: There are calibration data; without them GPTQ and AWQ are not offered.
+
+    Raises:
+        ModelError: A recipe of the user has a value that it does not take.
+    """
+    _check(recipes)
+    options = (*_options(recipes.get(STORAGE, "native"), calibrated), FP32)
+    ops: list[OpInfo] = []
+    excluded: list[tuple[str, str, str]] = []
+    reasons = {name: (op_type, reason) for name, op_type, reason in capability.excluded}
+    known = {op.name for op in capability.ops}
+    for graph_node in model.proto.graph.node:
+        name, op_type = graph_node.name, graph_node.op_type
+        if weight_of(model.index, graph_node) is not None:
+            ops.append(OpInfo(name, op_type, options, name, has_weight=True))
+        elif name in known or name in reasons:
+            excluded.append((name, op_type, "weight-only quantization is for MatMul and Gemm with a constant weight"))
+    names = {op.name for op in ops}
+    blocks = tuple(kept for block in capability.blocks if (kept := tuple(name for name in block if name in names)))
+    kept_recipes = tuple(recipe for recipe in capability.recipes if set(recipe.fp32_ops) & names)
+    return Capability(tuple(ops), (*kept_recipes, *_recipes()), tuple(excluded), blocks)
+
+
+def weight_of(index: GraphIndex, graph_node: onnx.NodeProto) -> str | None:
+    """Name of the constant fp32 matrix of a MatMul or of a plain Gemm; ``None`` where there is none."""
+    if graph_node.op_type not in ("MatMul", "Gemm") or graph_node.domain not in ("", "ai.onnx"):
+        return None
+    name = graph_node.input[1]
+    tensor = index.initializers.get(name)
+    if tensor is None or len(tensor.dims) != 2 or tensor.data_type != onnx.TensorProto.FLOAT or 0 in tensor.dims:
+        return None
+    if graph_node.input[0] in index.initializers:
+        return None
+    attributes = {item.name: item for item in graph_node.attribute}
+    plain = all(attributes[key].f == 1.0 for key in ("alpha", "beta") if key in attributes)
+    return name if plain and not ("transA" in attributes and attributes["transA"].i) else None
+
+
+def calibrated_inputs(model: PreparedModel, capability: Capability) -> tuple[str, ...]:
+    """Inputs of the ops that GPTQ or AWQ may quantize, in graph order."""
+    wanted = (op for op in capability.ops if any(option.needs_calibration for option in op.options))
+    return tuple(dict.fromkeys(model.index.nodes[op.name].input[0] for op in wanted))
+
+
+def collect_moments(
+    model: PreparedModel, tensors: tuple[str, ...], batches: Iterable[tuple[int, Feed]]
+) -> CalibrationStatistics:
+    """``X^T X`` of ``tensors`` over ``(batch number, feed)`` pairs; memory as in ``backends.second_moments``."""
+    statistics = CalibrationStatistics()
+    inputs = set(model.index.inputs) & set(tensors)
+    outputs = [name for name in tensors if name not in inputs]
+    session = create_session(with_outputs(model.proto, outputs).SerializeToString())
+    for _, feed in batches:
+        values = dict(zip(outputs, session.run(outputs, dict(feed)), strict=True)) if outputs else {}
+        statistics.add_moments({**values, **{name: feed[name] for name in inputs}})
+    return statistics
+
+
+class WeightOnlyWriter:
+    """Writes weight-only ops into graphs of one model and remembers the weights that it quantized.
+
+    What is remembered takes no more memory than the fp32 model (or 64 MiB), the least recently used is forgotten.
+    """
+
+    def __init__(self, model: PreparedModel) -> None:
+        self._model = model
+        self._limit = max(model.proto.ByteSize(), _SMALLEST_CACHE)
+        self._kept: OrderedDict[tuple[Any, ...], GroupedWeight] = OrderedDict()
+        self._bytes = 0
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._bytes = 0
+
+    def quantized(
+        self,
+        ops: Mapping[str, OpConfig],
+        recipes: Mapping[str, Any],
+        moments: Callable[[str], SecondMoments | None],
+        sampling_size: int,
+    ) -> dict[str, GroupedWeight]:
+        """The quantized weights of ``ops``, by op name.
+
+        Args:
+            ops: Weight-only configs by op name.
+            moments: Gives those of a tensor; asked for GPTQ and AWQ only.
+            sampling_size: Identity of the calibration data behind ``moments``.
+
+        Raises:
+            TrialError: A config cannot be applied to its op.
+        """
+        given = settings(recipes)
+        out = {}
+        for name, op in ops.items():
+            tensor = self._tensor_config(name, op)
+            graph_node = self._model.index.nodes[name]
+            source = graph_node.input[0] if op.needs_calibration else ""
+            key = (graph_node.input[1], tensor, given, source, sampling_size if source else 0)
+            if key not in self._kept:
+                try:
+                    found = quantize_weight(self._weight(name), tensor, moments(source) if source else None, given)
+                except TrialError as error:
+                    raise TrialError(f"op {name!r}: {error}") from error
+                self._keep(key, found)
+            else:
+                self._kept.move_to_end(key)
+            out[name] = self._kept[key]
+        return out
+
+    def write(
+        self, proto: onnx.ModelProto, weights: Mapping[str, GroupedWeight], recipes: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        """Replace ops of ``proto`` by quantized ones, in place.
+
+        Args:
+            weights: By op name.
+            recipes: Of the tuning config.
+
+        Returns:
+            Warnings for the user: which ops are not stored in the width that was asked for.
+
+        Raises:
+            TrialError: ``MatMulNBits`` cannot hold a weight.
+        """
+        if not weights:
+            return ()
+        level = int(recipes.get(ACCURACY_LEVEL) or 0)
+        storage = recipes.get(STORAGE, "native")
+        stood_in: dict[str, list[str]] = {}
+        constants: dict[str, onnx.TensorProto] = {}
+        nodes: list[onnx.NodeProto] = []
+        for graph_node in proto.graph.node:
+            weight = weights.get(graph_node.name)
+            if weight is None:
+                nodes.append(graph_node)
+                continue
+            if weight.format.bits in native_bits():
+                made = _as_nbits(graph_node, weight, level, constants)
+            elif storage == "wider":
+                made = _as_nbits(graph_node, weight, level, constants)
+                stood_in.setdefault(f"{weight.format.bits}-bit weights stored in wider integers", []).append(
+                    graph_node.name
+                )
+            elif storage == "dequantized":
+                made = _as_fp32(graph_node, weight, constants)
+                stood_in.setdefault(
+                    f"{weight.format.bits}-bit weights stored dequantized, as fp32: no bytes are saved", []
+                ).append(graph_node.name)
+            else:
+                raise TrialError(
+                    f"op {graph_node.name!r}: MatMulNBits does not run {weight.format.bits} bits but "
+                    f"{', '.join(map(str, native_bits()))}; recipe {STORAGE} (wider or dequantized) stores others"
+                )
+            nodes.extend(made)
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+        proto.graph.initializer.extend(constants.values())
+        _drop_unused_constants(proto)
+        if all(entry.domain != DOMAIN for entry in proto.opset_import):
+            proto.opset_import.append(helper.make_opsetid(DOMAIN, _OPSET_OF_DOMAIN))
+        return tuple(f"{what}: {', '.join(names)}" for what, names in stood_in.items())
+
+    def _weight(self, name: str) -> NDArray[np.float32]:
+        graph_node = self._model.index.nodes[name]
+        values = numpy_helper.to_array(self._model.index.initializers[graph_node.input[1]])
+        return np.asarray(values.T if _is_transposed(graph_node) else values, np.float32)
+
+    def _tensor_config(self, name: str, op: OpConfig) -> TensorConfig:
+        graph_node = self._model.index.nodes.get(name)
+        if graph_node is None:
+            raise TrialError(f"the model has no op {name!r}")
+        if op.weight is None or weight_of(self._model.index, graph_node) is None:
+            raise TrialError(f"op {name!r} ({graph_node.op_type}) has no weight for weight-only quantization")
+        return op.weight
+
+    def _keep(self, key: tuple[Any, ...], weight: GroupedWeight) -> None:
+        self._kept[key] = weight
+        self._bytes += _size(weight)
+        while self._bytes > self._limit and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= _size(dropped)
+
+
+def saved(weights: Mapping[str, GroupedWeight], ops: Mapping[str, OpConfig]) -> dict[str, str]:
+    """The weights that cannot be made again without calibration data, as text, by op name."""
+    return {name: _to_text(weight) for name, weight in weights.items() if ops[name].needs_calibration}
+
+
+def restored(texts: Mapping[str, str], ops: Mapping[str, OpConfig]) -> dict[str, GroupedWeight]:
+    """Inverse of ``saved``."""
+    out = {}
+    for name, text in texts.items():
+        tensor = ops[name].weight
+        if tensor is None:
+            raise TrialError(f"op {name!r} has a saved weight, but its config quantizes none")
+        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
+            out[name] = GroupedWeight(
+                arrays["integers"],
+                arrays["scales"],
+                arrays["zero_points"],
+                WeightFormat(tensor.bits, tensor.group_size, "sym" if tensor.scheme == "sym" else "asym"),
+                arrays.get("input_scale"),
+            )
+    return out
+
+
+def _options(storage: str, calibrated: bool) -> Iterator[OpConfig]:
+    native = native_bits()
+    widths = [bits for bits in _DEFAULT_BITS if bits in native]
+    if storage != "native":
+        widths += [bits for bits in reversed(BITS) if bits not in native]
+    algorithms = ("RTN", "GPTQ", "AWQ", "HQQ") if calibrated else ("RTN", "HQQ")
+    for bits, algorithm, scheme, group_size in product(widths, algorithms, ("sym", "asym"), GROUP_SIZES):
+        if algorithm == "HQQ" and (scheme == "sym" or not _runs_real_zero_points(bits, storage)):
+            continue
+        tensor = TensorConfig("int", scheme, "per_channel", algorithm, bits, group_size)
+        yield OpConfig("weight_only", None, tensor)
+
+
+def _runs_real_zero_points(bits: int, storage: str) -> bool:
+    if bits in native_bits() or storage == "wider":
+        return any(wider >= bits for wider in native_bits("real"))
+    return True
+
+
+def _recipes() -> Iterator[Recipe]:
+    for name, kind in SETTINGS_RECIPES.items():
+        algorithm = name.removesuffix("_args").upper()
+        known = ", ".join(kind.__dataclass_fields__)
+        yield Recipe(name, {}, ({},), f"Settings of {algorithm}: {known}.")
+    yield Recipe(STORAGE, "native", ("native",), "What becomes of widths that MatMulNBits does not run.")
+    levels = tuple(level for level in (0, 4) if runs(4, 32, "none", level))
+    yield Recipe(ACCURACY_LEVEL, 0, levels, "4 rounds the inputs of MatMulNBits to int8, which is faster.")
+
+
+def _check(recipes: Mapping[str, Any]) -> None:
+    storage, level = recipes.get(STORAGE, "native"), recipes.get(ACCURACY_LEVEL, 0)
+    if storage not in STORAGES:
+        raise ModelError(f"recipe {STORAGE} is one of {', '.join(STORAGES)}, not {storage!r}")
+    if level not in ACCURACY_LEVELS or isinstance(level, bool) or not runs(4, 32, "none", level):
+        raise ModelError(f"recipe {ACCURACY_LEVEL} is a level that MatMulNBits runs, 0 to 4, not {level!r}")
+    try:
+        settings(recipes)
+    except TrialError as error:
+        raise ModelError(str(error)) from error
+
+
+def _as_nbits(
+    graph_node: onnx.NodeProto, weight: GroupedWeight, level: int, constants: dict[str, onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    name, output = graph_node.name, graph_node.output[0]
+    made: list[onnx.NodeProto] = []
+    source = graph_node.input[0]
+    if weight.input_scale is not None:
+        inverse = numpy_helper.from_array((1.0 / weight.input_scale).astype(np.float32), f"{name}_input_scale")
+        constants[inverse.name] = inverse
+        made.append(helper.make_node("Mul", [source, inverse.name], [f"{name}_scaled_input"], f"{name}_scale"))
+        source = f"{name}_scaled_input"
+    bias = graph_node.input[2] if graph_node.op_type == "Gemm" and len(graph_node.input) > 2 else ""
+    product_name = f"{name}_product" if bias else output
+    matmul, tensors = node(stored(weight), name, source, product_name, f"{name}_weight", level)
+    constants.update({tensor.name: tensor for tensor in tensors})
+    made.append(matmul)
+    if bias:
+        made.append(helper.make_node("Add", [product_name, bias], [output], f"{name}_bias"))
+    return made
+
+
+def _as_fp32(
+    graph_node: onnx.NodeProto, weight: GroupedWeight, constants: dict[str, onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    values = weight.effective()
+    name = f"{graph_node.name}_dequantized"
+    kept = np.ascontiguousarray(values.T if _is_transposed(graph_node) else values)
+    constants[name] = numpy_helper.from_array(kept, name)
+    changed = onnx.NodeProto()
+    changed.CopyFrom(graph_node)
+    changed.input[1] = name
+    return [changed]
+
+
+def _is_transposed(graph_node: onnx.NodeProto) -> bool:
+    return any(item.name == "transB" and item.i for item in graph_node.attribute)
+
+
+def _drop_unused_constants(proto: onnx.ModelProto) -> None:
+    index = GraphIndex(proto)
+    kept = [
+        tensor for tensor in proto.graph.initializer if tensor.name in index.consumers or tensor.name in index.outputs
+    ]
+    if len(kept) < len(proto.graph.initializer):
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
+
+
+def _size(weight: GroupedWeight) -> int:
+    return int(weight.integers.nbytes + weight.scales.nbytes + weight.zero_points.nbytes)
+
+
+def _to_text(weight: GroupedWeight) -> str:
+    arrays: dict[str, Any] = {
+        "integers": weight.integers,
+        "scales": weight.scales,
+        "zero_points": weight.zero_points,
+    }
+    if weight.input_scale is not None:
+        arrays["input_scale"] = weight.input_scale
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+__all__ = [
+    "ACCURACY_LEVEL",
+    "GROUP_SIZES",
+    "STORAGE",
+    "STORAGES",
+    "WEIGHT_ONLY_RECIPES",
+    "WeightOnlyWriter",
+    "calibrated_inputs",
+    "collect_moments",
+    "restored",
+    "saved",
+    "weight_of",
+    "weight_only_capability",
+]
