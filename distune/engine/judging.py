@@ -206,8 +206,8 @@ class Judging:
 
     def _close(self, stage: Stage, run: StageRun, base: Trial | None) -> StageResult:
         """Take the stage's own decision and tell it to every worker."""
-        if self._book.remaining == 0:
-            self.out_of_budget = True
+        if self._book.remaining == 0 or run.out_of_budget:
+            self.out_of_budget = True  # also where a stage was cut short to leave trials for a later one
         result = run.result(finished=False)
         succeeded = self._stop_at_first and stage.ends_run and result.met is not None
         self._finished = self._book.remaining == 0 or self._out_of_time() or succeeded

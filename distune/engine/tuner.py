@@ -197,9 +197,11 @@ class Tuner:
     def _quantize_once(self, space: TuningSpace, judging: Judging) -> RunOutcome:
         """No way to judge was given: the default config is quantized and exported as it is."""
         config = space.default()
-        trial = Trial(0, "default", config, "not_judged", "default")
-        trial = self._book.add(judging.measured(trial))
-        return self._outcome("not_judged", best=trial, exported=self._export(trial))
+        trial = self._book.add(judging.measured(Trial(0, "default", config, "not_judged", "default")))
+        exported = self._export(trial)
+        trial = replace(trial, size_bytes=len(next(iter(exported.files.values()))))
+        self._book.update(trial)
+        return self._outcome("not_judged", best=trial, exported=exported)
 
     def _score_baseline(self) -> None:
         space, calibrator = self._space, self._calibrator
@@ -268,7 +270,7 @@ class Tuner:
             return "met"
         return "budget_spent" if judging.out_of_budget else "not_met"
 
-    def _export(self, trial: Trial) -> Exported | None:
+    def _export(self, trial: Trial) -> Exported:
         assert self._calibrator is not None  # set by _open_journal
         self._calibrator.ensure(trial.config)
         outcome = self._dispatcher.wait([self._dispatcher.submit(Export(trial.config))])[0]

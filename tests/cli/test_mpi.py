@@ -11,9 +11,9 @@ import pytest
 from distune.cli.main import main
 from distune.distributed.launcher import launcher_environment, mpirun_command
 from distune.journal.journal import read_records
-from distune.journal.replay import same_decisions
 from distune.report.result import RunResult
 from tests.cli.jobs import ROOT, Job, gated, judged, running, scripted, start
+from tests.cli.same import assert_same
 from tests.distributed.mpirun import LAUNCHER, needs_mpirun
 
 pytestmark = [needs_mpirun, pytest.mark.mpi, pytest.mark.timeout(180)]
@@ -29,28 +29,6 @@ def under_mpirun(ranks: int, command: list[str]) -> list[str]:
 
 
 ENVIRONMENT = launcher_environment({})
-
-
-def decided(result: RunResult) -> dict[str, object]:
-    """What must not depend on the number of ranks."""
-    return {
-        "outcome": result.outcome,
-        "winner": result.best and (result.best.trial, result.best.config_hash, result.best.accuracy),
-        "kept": result.best and result.best.fallback_ops,
-        "order": result.fallback_order,
-        "impact": result.op_impact,
-        "trials": [
-            (trial.id, trial.stage, trial.config_hash, trial.accuracy, trial.verdict) for trial in result.trials
-        ],
-    }
-
-
-def assert_same(workspace: Path, other: Path) -> None:
-    """Two runs decided the same and came to the same result."""
-    journals = [read_records(path / "journal.jsonl") for path in (workspace, other)]
-    assert same_decisions(*journals) == []
-    results = [RunResult.from_json((path / "result.json").read_text()) for path in (workspace, other)]
-    assert decided(results[0]) == decided(results[1])
 
 
 def judged_keys(workspace: Path) -> list[str]:
