@@ -22,6 +22,7 @@ from distune.backends.onnxruntime.model import load_model
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
 from distune.backends.onnxruntime.qdq import Quantized, Range, plan, write_qdq
+from distune.backends.onnxruntime.qoperator import to_qoperator
 from distune.backends.onnxruntime.quantizer import WeightCache
 from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph
 from distune.backends.onnxruntime.weight_only import (
@@ -128,6 +129,7 @@ class OnnxRuntimeBackend(Backend):
         self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
         self._cache = WeightCache()
         self._reduce_range = needs_reduce_range()
+        self._as_qoperator = job.model.quant_format == "QOperator"
 
     def facts(self) -> ModelFacts:
         inputs = {value.name: value for value in self._model.proto.graph.input}
@@ -146,6 +148,8 @@ class OnnxRuntimeBackend(Backend):
         config = self._effective(config)
         ranges = self._ranges(config)
         quantized = self._write(config, ranges)
+        if self._as_qoperator:
+            to_qoperator(quantized.proto)
         chosen = set(config.quantized_ops)
         weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
         warnings = (*quantized.warnings, *self._remarks(ranges, config))
@@ -266,6 +270,8 @@ class OnnxRuntimeBackend(Backend):
     ) -> ExportedModel:
         weights = self._weights(config, weights or {})
         proto = self._write(config, ranges, reduce_range, weights).proto
+        if self._as_qoperator:
+            to_qoperator(proto)
         deploy: dict[str, Any] = {}
         if any(op.is_quantized for _, op in config.ops):
             kept = plan(self._model, config).activations
