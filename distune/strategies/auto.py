@@ -10,6 +10,7 @@ from distune.strategies.conservative import ConservativeTuneStrategy
 from distune.strategies.default import default_config
 from distune.strategies.registry import strategy_registry
 from distune.strategies.stage import Candidate, Stage, StageResult
+from distune.strategies.weight_only import is_weight_only, preset_stage
 
 
 @strategy_registry
@@ -24,6 +25,13 @@ class AutoTuneStrategy(TuneStrategy):
     settings: ClassVar = BasicTuneStrategy.settings
 
     def next_tune_cfg(self) -> TuneGenerator:
+        if (
+            is_weight_only(self.space)
+            and (presets := preset_stage(self.space, self.space.sampling_sizes[0])).candidates
+        ):
+            swept: StageResult = yield presets
+            if swept.finished:
+                return
         default = default_config(self.space, self.space.sampling_sizes[0])
         result: StageResult = yield Stage("default", [Candidate(default, "default")])
         if result.finished:

@@ -1,7 +1,8 @@
 """Basic: default config, recipes, op-type-wise options, then fallback in the order of measured impact.
 
 The stages are those of the ancestor's document: 1 default, 2 all recipes, 3 op-type-wise, 4 recipes one by one,
-5.1 block-wise, 5.2 instance-wise, 5.3 accumulated fallback. Each begins with the config that scored best so far, where
+5.1 block-wise, 5.2 instance-wise, 5.3 accumulated fallback. With approach ``weight_only`` the presets come first, and
+bits and algorithm layer by layer after the default. Each begins with the config that scored best so far, where
 it is better by more than chance.
 """
 
@@ -28,12 +29,16 @@ from distune.strategies.op_type_wise import op_type_wise, op_type_wise_total
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import whole_number
 from distune.strategies.stage import Candidate, ProbeResult, Stage, StageResult, Trial
+from distune.strategies.weight_only import is_weight_only, layer_wise, preset_stage
 
 NOTICEABLE = 0.25
 """Share of the accuracy missing to the target that a config must close to become the base of later stages."""
 
 SLOWER = 1.1
 """Latency of a new base, against that of the base before it, at most."""
+
+_LAYER_WISE_TRIALS = 8
+"""Trials of the stage that gives single layers more bits, at most."""
 
 _RIVALS = 3
 """Possible bases of a stage whose latency is measured."""
@@ -65,9 +70,14 @@ class BasicTuneStrategy(TuneStrategy):
         # The base of the later stages is the best of these ones, not of the run: the most accurate trial of a run is
         # one that fell back nearly everywhere (of another sampling size, or of another strategy before this one).
         self._lead = None
+        weight_only = is_weight_only(self.space)
+        if weight_only and (presets := preset_stage(self.space, sampling_size)).candidates:
+            yield from self._ask(presets)
         default = default_config(self.space, sampling_size)
         name = "default" if sampling_size == self.space.sampling_sizes[0] else f"default, {sampling_size} samples"
         yield from self._ask(Stage(name, [Candidate(default, "default")]))
+        if weight_only:
+            yield from self._layer_wise()
         yield from self._all_recipes(default)
         yield from self._op_type_wise(default)
         yield from self._dynamic(default)
@@ -125,6 +135,14 @@ class BasicTuneStrategy(TuneStrategy):
         if self.space.recipes:
             applied = base.with_recipes({recipe.name: recipe.choices[-1] for recipe in self.space.recipes})
             yield from self._ask(Stage("all recipes", [Candidate(self.space.effective(applied), "all recipes")]))
+
+    def _layer_wise(self) -> TuneGenerator:
+        """Weight-only: bits and algorithm of single layers, from the best preset."""
+        if self._lead is not None:
+            limit = min(_LAYER_WISE_TRIALS, self.record.remaining // 4)
+            for stage in (yield from layer_wise(self.space, self._lead.config, limit)):
+                if stage is not None:
+                    yield from self._ask(stage)
 
     def op_type_wise_trials(self) -> int:
         """Trials that the op-type-wise stage may take."""
