@@ -1,7 +1,7 @@
 """The QOperator form of a quantized graph: one integer operator in place of each DequantizeLinear, op, QuantizeLinear.
 
 Both forms compute the same: ONNX Runtime turns the one into the other when it loads a model. Written out, the file is
-smaller to read and runs where a runtime does not look for Q/DQ pairs. An op without an integer operator keeps its pairs.
+shorter and runs where a runtime does not look for Q/DQ pairs. An op without an integer operator keeps its pairs.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class _Rewriter:
         if a == b or a not in constants or b not in constants:
             return a == b
         left, right = numpy_helper.to_array(constants[a]), numpy_helper.to_array(constants[b])
-        return left.dtype == right.dtype and left.tobytes() == right.tobytes()
+        return bool(left.dtype == right.dtype and left.tobytes() == right.tobytes())
 
 
 def _without_unread(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
