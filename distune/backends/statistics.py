@@ -15,7 +15,8 @@ left out (the quantized tensor saturates there), and ``remarks`` says so. Infini
 
 Memory is bounded by about 128 KiB a tensor plus 16 bytes a batch, whatever the size of the tensor.
 
-For weight-only quantization second moments are kept beside them (``backends.second_moments``), order-free as well.
+What recipes and weight-only quantization need of the inputs of layers is kept beside them, order-free as well:
+statistics by channel (``backends.channel_statistics``) and second moments (``backends.second_moments``).
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distune.backends.channel_statistics import ChannelStatistics
 from distune.backends.second_moments import SecondMoments
 from distune.errors import TrialError
+
+STATISTICS_VERSION = 2
+"""Changes with what the statistics hold, so that nobody reads older ones."""
 
 BINS_LOG2 = 12
 """Bins on each side of zero, as a power of two; the largest magnitude lies in the outer half of them."""
@@ -49,7 +54,7 @@ DEFAULT_PERCENTILE = 99.99
 _BINS = 1 << BINS_LOG2
 _MIN_EXPONENT = -126
 _CHUNK = 1 << 17
-_MAGIC = b"DSTAT1"
+_MAGIC = b"DSTAT%d" % STATISTICS_VERSION
 _KL_BINS = 2048
 _KL_STEP = 16
 _KL_VALUES_PER_BIN = 4
@@ -181,12 +186,14 @@ class CalibrationStatistics:
 
     Attributes:
         tensors: What ranges are made of.
-        moments: What GPTQ and AWQ need, of inputs of MatMul; empty where neither is in question.
+        moments: What GPTQ, AWQ and adaptive rounding need, of inputs of layers; empty where none is in question.
+        channels: Statistics by channel of inputs of layers, by ``channel_statistics.channel_key``.
     """
 
     def __init__(self) -> None:
         self.tensors: dict[str, TensorStatistics] = {}
         self.moments: dict[str, SecondMoments] = {}
+        self.channels: dict[str, ChannelStatistics] = {}
         self._ranges: dict[tuple[str, str, float], tuple[float, float]] = {}
 
     def add(self, batch: int, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -204,6 +211,13 @@ class CalibrationStatistics:
         """Count one batch [..., channels] of each tensor, by name."""
         for name, values in tensors.items():
             self.moments.setdefault(name, SecondMoments(values.shape[-1])).add(values)
+
+    def add_channels(self, key: str, statistics: ChannelStatistics) -> None:
+        """Count one batch of a tensor along one axis."""
+        if key in self.channels:
+            self.channels[key].merge(key, statistics)
+        else:
+            self.channels[key] = statistics
 
     def range(
         self, tensor: str, algorithm: str = "minmax", percentile: float = DEFAULT_PERCENTILE
@@ -252,7 +266,7 @@ class CalibrationStatistics:
             arrays.append(np.array([stats.batches[b] for b in batches], "<f4").tobytes())
             header.append([name, batches, stats.nonfinite, *spans])
         text = json.dumps(header, separators=(",", ":")).encode()
-        return _MAGIC + zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(arrays), 6) + self._moments_bytes()
+        return _MAGIC + zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(arrays), 6) + self._layers_bytes()
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> CalibrationStatistics:
@@ -281,26 +295,31 @@ class CalibrationStatistics:
                 b: (float(r[0]), float(r[1]), float(r[2]), float(r[3])) for b, r in zip(batches, rows, strict=True)
             }
             out.tensors[name] = TensorStatistics(bounds, histograms[0], histograms[1], nonfinite)
-        out._read_moments(decompressor.unused_data)
+        out._read_layers(decompressor.unused_data)
         return out
 
-    def _moments_bytes(self) -> bytes:
-        """Nothing where there are none, so that the form of plain statistics does not change."""
-        blobs = {name: self.moments[name].to_bytes() for name in sorted(self.moments)}
+    def _layers_bytes(self) -> bytes:
+        """Nothing where nothing is kept, so that the form of plain statistics does not change."""
+        blobs = [("channels", name, self.channels[name].to_bytes()) for name in sorted(self.channels)]
+        blobs += [("moments", name, self.moments[name].to_bytes()) for name in sorted(self.moments)]
         if not blobs:
             return b""
-        text = json.dumps({name: len(blob) for name, blob in blobs.items()}, separators=(",", ":")).encode()
+        header = [[kind, name, len(blob)] for kind, name, blob in blobs]
+        text = json.dumps(header, separators=(",", ":")).encode()
         # Mantissas do not compress: level 1 gets the zeros, and more costs seconds.
-        return zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(blobs.values()), 1)
+        return zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(blob for _, _, blob in blobs), 1)
 
-    def _read_moments(self, blob: bytes) -> None:
+    def _read_layers(self, blob: bytes) -> None:
         if not blob:
             return
         data = zlib.decompress(blob)
         (size,) = struct.unpack_from("<Q", data)
         at = 8 + size
-        for name, length in json.loads(data[8:at]).items():
-            self.moments[name] = SecondMoments.from_bytes(data[at : at + length])
+        for kind, name, length in json.loads(data[8:at]):
+            if kind == "channels":
+                self.channels[name] = ChannelStatistics.from_bytes(data[at : at + length])
+            else:
+                self.moments[name] = SecondMoments.from_bytes(data[at : at + length])
             at += length
 
     def _compute(self, tensor: str, algorithm: str, percentile: float) -> tuple[float, float]:
@@ -341,6 +360,8 @@ def merge(blobs: Iterable[bytes]) -> bytes:
                 out.moments[name].merge(moments)
             else:
                 out.moments[name] = moments
+        for name, channels in shard.channels.items():
+            out.add_channels(name, channels)
     return out.to_bytes()
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Callable
 
-from distune.backends.statistics import merge
+from distune.backends.statistics import STATISTICS_VERSION, merge
 from distune.engine.dispatcher import Dispatcher
 from distune.engine.events import CalibrationDone, CalibrationStarted, Listener
 from distune.engine.failures import raise_failure
@@ -18,6 +18,7 @@ from distune.errors import DataError, DistuneError
 from distune.journal.files import write_file
 from distune.journal.workspace import Workspace
 from distune.space.op_config import TuningConfig
+from distune.space.tuning_space import Variant
 from distune.trial.messages import Calibrate, Failure, LoadStatistics, Statistics
 
 
@@ -26,34 +27,50 @@ class Calibrator:
 
     Args:
         digest: Identity of model and data, so that a cache of other data is not used.
+        variant: Which recipes of a config change what is calibrated (``TuningSpace.variant``).
     """
 
-    def __init__(self, dispatcher: Dispatcher, workspace: Workspace, digest: str, listener: Listener) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        workspace: Workspace,
+        digest: str,
+        listener: Listener,
+        variant: Callable[[TuningConfig], Variant] = lambda config: (),
+    ) -> None:
         self._dispatcher = dispatcher
         self._workspace = workspace
         self._digest = digest
         self._listener = listener
-        self._loaded: set[tuple[tuple[tuple[str, Any], ...], int]] = set()
+        self._variant = variant
+        self._loaded: set[tuple[Variant, int]] = set()
 
-    def ensure(self, config: TuningConfig, variant: tuple[tuple[str, Any], ...] = ()) -> None:
+    def ensure(self, config: TuningConfig) -> None:
         """Calibrate for ``config`` unless that was done already; waits until every worker will have it.
+
+        The graph of a variant is made from statistics of the plain graph, so that one is calibrated before it.
 
         Raises:
             DataError: There are fewer calibration samples than asked for.
             UserCodeError: The calibration dataloader raised.
         """
-        if not config.sampling_size or (variant, config.sampling_size) in self._loaded:
+        if not config.sampling_size:
             return
-        cached = self._workspace.cache / self._cache_name(variant, config.sampling_size)
+        for variant in dict.fromkeys(((), self._variant(config))):
+            if (variant, config.sampling_size) not in self._loaded:
+                self._load(variant, config.sampling_size)
+
+    def _load(self, variant: Variant, sampling_size: int) -> None:
+        cached = self._workspace.cache / self._cache_name(variant, sampling_size)
         if cached.exists():
             blob = cached.read_bytes()
         else:
-            blob = self._collect(variant, config.sampling_size)
+            blob = self._collect(variant, sampling_size)
             write_file(cached, blob)
-        self._dispatcher.broadcast(LoadStatistics(variant, config.sampling_size, blob))
-        self._loaded.add((variant, config.sampling_size))
+        self._dispatcher.broadcast(LoadStatistics(variant, sampling_size, blob))
+        self._loaded.add((variant, sampling_size))
 
-    def _collect(self, variant: tuple[tuple[str, Any], ...], sampling_size: int) -> bytes:
+    def _collect(self, variant: Variant, sampling_size: int) -> bytes:
         self._listener.on(CalibrationStarted(sampling_size))
         start = self._dispatcher.now()
         shards = len(self._dispatcher.workers)
@@ -76,6 +93,6 @@ class Calibrator:
         self._listener.on(CalibrationDone(samples, self._dispatcher.now() - start))
         return merge(blobs)
 
-    def _cache_name(self, variant: tuple[tuple[str, Any], ...], sampling_size: int) -> str:
-        key = json.dumps([self._digest, variant, sampling_size])
+    def _cache_name(self, variant: Variant, sampling_size: int) -> str:
+        key = json.dumps([STATISTICS_VERSION, self._digest, variant, sampling_size])
         return f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.bin"

@@ -157,7 +157,9 @@ class Tuner:
         self._space = replace(self._space, parameters=self._job.parameters)
         for warning in self._space.warnings:
             self._warn(warning)
-        self._calibrator = Calibrator(self._dispatcher, self._workspace, self._inspection.digest, self._listener)
+        self._calibrator = Calibrator(
+            self._dispatcher, self._workspace, self._inspection.digest, self._listener, self._space.variant
+        )
         self._judging = Judging(
             self._job,
             self._dispatcher,
@@ -209,7 +211,7 @@ class Tuner:
         assert calibrator is not None
         wanted = ScoreBaseline()
         task = self._dispatcher.submit(wanted)
-        if not self._dispatcher.knows(wanted) and space.default().needs_calibration:
+        if not self._dispatcher.knows(wanted) and space.default().sampling_size:
             calibrator.ensure(space.default())  # on the other ranks meanwhile
         outcome = self._dispatcher.wait([task])[0]
         body = outcome.body

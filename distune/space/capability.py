@@ -79,6 +79,9 @@ class Recipe:
         doc: What it does, one sentence.
         fp32_ops: Ops that any value but the default turns to fp32. Where it is not empty this is all that the recipe
             does, so that the effective config can be computed without the backend.
+        variant: It changes what is calibrated: its values are part of the key under which statistics are kept.
+        modes: Quantized modes in which it does something; empty means all.
+        leads: Where it is tuned over, its choices are judged as a stage of their own before everything else.
     """
 
     name: str
@@ -86,6 +89,9 @@ class Recipe:
     choices: tuple[Any, ...]
     doc: str = ""
     fp32_ops: tuple[str, ...] = ()
+    variant: bool = False
+    modes: tuple[Mode, ...] = ()
+    leads: bool = False
 
 
 @dataclass(frozen=True)

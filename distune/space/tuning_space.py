@@ -18,6 +18,10 @@ from distune.config.parameters import ParameterSpec, defaults
 from distune.errors import SpaceError
 from distune.space.capability import Capability, OpInfo, Recipe
 from distune.space.op_config import FP32, PRECISION_MODES, Mode, OpConfig, TuningConfig
+from distune.space.recipes import resolve_recipes
+
+Variant = tuple[tuple[str, Any], ...]
+"""Recipes that change what is calibrated, sorted by name."""
 
 APPROACH_MODES: Mapping[Approach, tuple[Mode, ...]] = {
     "static": ("static",),
@@ -114,9 +118,16 @@ class TuningSpace:
         out = replace(config, recipes=tuple(sorted(kept)))
         if changes:
             out = out.with_ops(changes)
-        if out.needs_calibration:  # the config that it was made from may have needed none
+        if out.needs_calibration or self.variant(out):  # the config that it was made from may have needed none
             return out if out.sampling_size else replace(out, sampling_size=self.sampling_sizes[0])
         return replace(out, sampling_size=0) if out.sampling_size else out
+
+    def variant(self, config: TuningConfig) -> Variant:
+        """The recipes of ``config`` that change what is calibrated; none where nothing is quantized."""
+        if not config.quantized_ops:
+            return ()
+        known = {recipe.name for recipe in self.known_recipes if recipe.variant}
+        return tuple((name, value) for name, value in config.recipes if name in known)
 
     def fallback(self, config: TuningConfig, groups: Iterable[str], precision: Mode = "fp32") -> TuningConfig:
         """``config`` with all ops of ``groups`` in a floating-point precision, as far as each op has it."""
@@ -189,7 +200,7 @@ def build_space(
     modes = APPROACH_MODES[approach]
     problems: list[str] = []
     warnings: list[str] = []
-    fixed = _fixed_recipes(capability, recipes, problems)
+    resolved = resolve_recipes(capability.recipes, recipes, modes, problems)
     by_approach = [_by_approach(op, modes) for op in capability.ops]
     ops = [op for op in by_approach if _quantizable(op)]
     left_out = tuple(
@@ -207,30 +218,13 @@ def build_space(
         raise SpaceError("\n".join(dict.fromkeys(problems)))
     return TuningSpace(
         ops=tuple(narrowed),
-        recipes=tuple(
-            recipe for recipe in capability.recipes if recipe.name not in recipes and len(recipe.choices) > 1
-        ),
-        fixed_recipes=fixed,
+        recipes=resolved.tuned,
+        fixed_recipes=resolved.fixed,
         sampling_sizes=sampling_sizes,
         blocks=capability.blocks,
         excluded=(*capability.excluded, *left_out),
         warnings=tuple(dict.fromkeys(warnings)),
         known_recipes=capability.recipes,
-    )
-
-
-def _fixed_recipes(
-    capability: Capability, recipes: Mapping[str, Any], problems: list[str]
-) -> tuple[tuple[str, Any], ...]:
-    known = {recipe.name: recipe for recipe in capability.recipes}
-    for name in recipes:
-        if name not in known:
-            problems.append(
-                f"recipe {name!r} cannot be used with this model and approach; "
-                f"usable: {', '.join(sorted(known)) or 'none'}"
-            )
-    return tuple(
-        sorted((name, value) for name, value in recipes.items() if name in known and value != known[name].default)
     )
 
 

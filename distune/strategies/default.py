@@ -11,8 +11,7 @@ from distune.strategies.stage import Candidate, Stage
 
 def default_config(space: TuningSpace, sampling_size: int) -> TuningConfig:
     """The preferred option of every op, calibrated with ``sampling_size`` samples where calibration is needed."""
-    config = space.default()
-    return replace(config, sampling_size=sampling_size if config.needs_calibration else 0)
+    return space.effective(replace(space.default(), sampling_size=sampling_size))
 
 
 def default_stage(space: TuningSpace) -> Stage:
