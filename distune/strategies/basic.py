@@ -1,9 +1,9 @@
 """Basic: default config, recipes, op-type-wise options, then fallback in the order of measured impact.
 
 The stages are those of the ancestor's document: 1 default, 2 all recipes, 3 op-type-wise, 4 recipes one by one,
-5.1 block-wise, 5.2 instance-wise, 5.3 accumulated fallback. With approach ``weight_only`` the presets come first, and
-bits and algorithm layer by layer after the default. Each begins with the config that scored best so far, where
-it is better by more than chance.
+5.1 block-wise and blocks accumulated, 5.2 instance-wise, 5.3 accumulated fallback. With approach ``weight_only`` the
+presets come first, and bits and algorithm layer by layer after the default. Each begins with the config that scored
+best so far, where it is better by more than chance.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import StrategyContext, TuneGenerator, TuneStrategy
 from distune.strategies.default import default_config
 from distune.strategies.fallback import (
+    accumulated_block_stage,
     accumulated_stage,
     block_stage,
     impact_order,
@@ -185,6 +186,10 @@ class BasicTuneStrategy(TuneStrategy):
         blocks = block_stage(self.space, base, precision)
         if blocks.candidates:
             result = yield from self._ask(blocks)
+            if len(result.trials) > 1:
+                higher = self.context.criterion.higher_is_better
+                grown = accumulated_block_stage(self.space, base, blocks, result, precision, higher)
+                yield grown
             if result.best is not None and result.best is self._lead:
                 base = result.best.config
         groups = self.space.quantized_groups(base, precision)

@@ -1,4 +1,4 @@
-"""Fallback to floating point: block by block, group by group, and accumulated in impact order.
+"""Fallback to floating point: block by block and group by group, each accumulated in impact order.
 
 Basic and its relatives share these stages; what differs between them is how the order of the groups is found.
 """
@@ -47,6 +47,29 @@ def block_stage(space: TuningSpace, base: TuningConfig, precision: Mode) -> Stag
     return Stage(
         f"block-wise fallback to {precision}", candidates, exit="first", use="rank", accuracy="exact", base=base
     )
+
+
+def accumulated_block_stage(
+    space: TuningSpace, base: TuningConfig, blocks: Stage, result: StageResult, precision: Mode, higher_is_better: bool
+) -> Stage:
+    """Growing prefixes of the detected blocks in ``precision``, the block whose fallback helped most first.
+
+    Args:
+        blocks: The stage of ``block_stage``.
+        result: Its answer.
+    """
+    quantized = space.quantized_groups(base, precision)
+    labels = [f"block {index}" for index in range(len(space.blocks))]
+    tried = {candidate.label for candidate in blocks.candidates if isinstance(candidate, Candidate)}
+    order = impact_order(result, [label for label in labels if label in tried], higher_is_better)
+    groups: set[str] = set()
+    candidates = []
+    for length, label in enumerate(order, 1):
+        groups.update(space.blocks[labels.index(label)])
+        chosen = [group for group in quantized if group in groups]
+        if length > 1 and len(chosen) < len(quantized):  # one block was tried; all that is quantized would be fp32
+            candidates.append(Candidate(space.fallback(base, chosen, precision), f"{length} of {len(order)} blocks"))
+    return Stage(f"accumulated block fallback to {precision}", candidates, exit="first", use="prefix", order=order)
 
 
 def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: bool) -> tuple[str, ...]:

@@ -43,3 +43,18 @@ def test_approach_auto_tries_dynamic_where_static_does_not_meet() -> None:
 def test_without_dynamic_options_there_is_no_dynamic_stage() -> None:
     played = play("basic", mixed_space(4, PLAIN), AdditiveModel(default_cost=0.5), max_trials=30)
     assert "dynamic" not in {stage.name for stage in played.stages}
+
+
+def test_blocks_fall_back_alone_and_then_accumulated_the_most_harmful_first() -> None:
+    """No block alone is enough, and neither is any group: the two worst blocks together are."""
+    blocks = (("op0", "op1"), ("op2", "op3"), ("op4", "op5"))
+    cost = {"op0": 0.001, "op1": 0.001, "op2": 0.01, "op3": 0.01, "op4": 0.02, "op5": 0.02}
+    played = play("basic", mixed_space(7, PLAIN, blocks=blocks), AdditiveModel(cost, default_cost=0.0))
+    block_trials = [(trial.stage, trial.label) for trial in played.trials if "block" in trial.stage]
+    assert block_trials == [
+        *(("block-wise fallback to fp32", f"block {index}") for index in range(3)),
+        ("accumulated block fallback to fp32", "2 of 3 blocks"),
+    ]
+    assert played.quantized() == {"op0", "op1", "op6"}
+    order = next(stage.order for stage in played.stages if stage.name.startswith("accumulated block"))
+    assert order == ("block 2", "block 1", "block 0")
