@@ -65,3 +65,24 @@ def test_one_process_and_three_ranks_come_to_the_same(tmp_path: Path, model: str
     else:
         assert result.outcome in ("not_met", "budget_spent", "met")
         assert result.outcome != "met" or strategy == "conservative"
+
+
+@pytest.mark.assets
+def test_mse_needs_half_the_trials_of_basic_on_the_hard_model(tmp_path: Path, assets: Path) -> None:
+    config = ROOT / "launch" / "examples" / "mobilenetv1.yaml"
+    trials: dict[str, int] = {}
+    for strategy in ("basic", "mse"):
+        changes = (
+            f"tuning.strategy.name={strategy}",
+            "evaluation.accuracy.dataloader.dataset.Npz.limit=1000",
+        )
+        workspace = tmp_path / strategy
+        command = [*Job(tmp_path, {}).command()[:3], "run", str(config), "--workspace", str(workspace), "--quiet"]
+        done = start(
+            [*command, *(word for change in changes for word in ("--set", change))],
+            seconds=600,
+            DISTUNE_ASSETS=str(assets),
+        )
+        assert done.returncode == 0, done.stderr
+        trials[strategy] = len(RunResult.from_json((workspace / "result.json").read_text()).trials)
+    assert trials["mse"] <= trials["basic"] / 2
