@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from distune.api.live import forget, keep, placed
 from distune.api.model import model_spec
+from distune.api.names import known_names
 from distune.api.result import FitResult, FoundModel
 from distune.config.conf import PostTrainingQuantConfig, QuantizationAwareTrainingConfig
 from distune.config.conf_to_job import Live, job_of
 from distune.config.job import ModelSpec
-from distune.config.known import KnownNames
 from distune.config.process_options import options
 from distune.distributed.topology import launched_by_mpi
 from distune.errors import UsageError
@@ -107,16 +107,6 @@ def fit(
         return lead_or_follow(lead, follow, for_others)
     finally:
         forget(call)
-
-
-def known_names() -> KnownNames:
-    """Registered strategies and metrics, for the check of a config."""
-    from distune.metrics.base import metrics
-    from distune.strategies.registry import strategies
-
-    return KnownNames(
-        strategies={name: frozenset(cls.settings) for name, cls in strategies().items()}, metrics=metrics()
-    )
 
 
 def _checked_conf(conf: object) -> PostTrainingQuantConfig:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from distune.config.known import KnownNames
+from distune.api.names import known_names
 from distune.config.load import LoadedConfig, load_config
 
 
@@ -19,20 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY.PATH=VALUE",
         help="override a key, e.g. tuning.strategy.name=mse; may be given several times",
-    )
-
-
-def known_names() -> KnownNames:
-    """Every registered name that a configuration may use."""
-    from distune.data.registry import datasets, transforms
-    from distune.metrics.base import metrics
-    from distune.strategies.registry import strategies
-
-    return KnownNames(
-        strategies={name: frozenset(cls.settings) for name, cls in strategies().items()},
-        datasets=datasets(),
-        transforms=transforms(),
-        metrics=metrics(),
     )
 
 

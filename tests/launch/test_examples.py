@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from distune.cli.configuration import known_names
+from distune.api.names import known_names
 from distune.cli.main import main
 from distune.config.load import load_config
 from distune.data import open_dataloader
