@@ -134,6 +134,9 @@ class Backend(ABC):
             TrialError: The config cannot be applied.
         """
 
+    def prepare_calibration(self, sampling_size: int) -> None:
+        """Told before ``calibrate`` for how many samples; statistics of the plain graph for as many are there then."""
+
     @abstractmethod
     def calibrate(self, variant: tuple[tuple[str, Any], ...], batches: Iterable[tuple[int, Feed]]) -> bytes:
         """Statistics of the given ``(batch index, feed)`` pairs, in the form of ``backends.statistics``."""

@@ -136,6 +136,7 @@ class Runner:
                 samples += batch.size
                 yield batch.index, to_feed(batch.inputs, infos)
 
+        backend.prepare_calibration(body.sampling_size)
         blob = backend.calibrate(body.variant, batches())
         return m.Statistics(blob, samples, self._clock() - start)
 

@@ -23,7 +23,18 @@ from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
 from distune.backends.onnxruntime.qdq import Quantized, Range, plan, write_qdq
 from distune.backends.onnxruntime.qoperator import to_qoperator
-from distune.backends.onnxruntime.quantizer import WeightCache
+from distune.backends.onnxruntime.recipes.catalogue import graph_recipes
+from distune.backends.onnxruntime.recipes.correction import CORRECTIONS, correct, restore
+from distune.backends.onnxruntime.recipes.propagation import add_qdq_pairs_to_weights
+from distune.backends.onnxruntime.recipes.variants import (
+    TENSORS_AT_ONCE,
+    GraphVariant,
+    LayerCollector,
+    restored_variant,
+    rewrites,
+    rewritten,
+    variant_of,
+)
 from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph
 from distune.backends.onnxruntime.weight_only import (
     WEIGHT_ONLY_RECIPES,
@@ -124,10 +135,13 @@ class OnnxRuntimeBackend(Backend):
             has_data = job.calibration.dataloader is not None
             self._capability = weight_only_capability(self._model, self._capability, job.recipes, has_data)
             self._moment_inputs = calibrated_inputs(self._model, self._capability)
+        recipes = (*self._capability.recipes, *graph_recipes(self._model))
+        self._capability = replace(self._capability, recipes=recipes)
         self._weight_only = WeightOnlyWriter(self._model)
         self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
         self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
-        self._cache = WeightCache()
+        self._graphs: dict[tuple[Variant, int], GraphVariant] = {((), 0): GraphVariant(self._model)}
+        self._calibrated_with = 0
         self._reduce_range = needs_reduce_range()
         self._as_qoperator = job.model.quant_format == "QOperator"
 
@@ -146,8 +160,9 @@ class OnnxRuntimeBackend(Backend):
         if config is None:
             return OnnxRuntimeModel(self._user_model, threads)
         config = self._effective(config)
-        ranges = self._ranges(config)
-        quantized = self._write(config, ranges)
+        graph = self._graph(config)
+        ranges = self._ranges(graph, config)
+        quantized = self._write(graph, config, ranges)
         if self._as_qoperator:
             to_qoperator(quantized.proto)
         chosen = set(config.quantized_ops)
@@ -155,23 +170,36 @@ class OnnxRuntimeBackend(Backend):
         warnings = (*quantized.warnings, *self._remarks(ranges, config))
         return OnnxRuntimeModel(quantized.proto, threads, weighted, warnings)
 
+    def prepare_calibration(self, sampling_size: int) -> None:
+        self._calibrated_with = sampling_size
+
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
         if self._moment_inputs:
             return collect_moments(self._model, self._moment_inputs, batches).to_bytes()
-        return collect(self._model, calibrated_tensors(self._model, self._capability), batches).to_bytes()
+        recipes = dict(variant)
+        model = self._graph_of(variant, self._calibrated_with).model
+        layers = LayerCollector(model, moments=bool(recipes.get("adaround")))
+        at_once = TENSORS_AT_ONCE if recipes.get("layer_wise_quant") else None
+        return collect(model, calibrated_tensors(model, self._capability), batches, layers, at_once).to_bytes()
+
+    def variant(self, config: TuningConfig) -> Variant:
+        return variant_of(config)
 
     def set_statistics(self, variant: Variant, sampling_size: int, blob: bytes) -> None:
         self._statistics[variant, sampling_size] = CalibrationStatistics.from_bytes(blob)
 
     def export(self, config: TuningConfig) -> ExportedModel:
         config = self._effective(config)
-        return self._exported(config, self._ranges(config), self._reduce_range)
+        graph = self._graph(config)
+        return self._exported(graph, config, self._ranges(graph, config), self._reduce_range)
 
     def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
         ranges = {name: (float(low), float(high)) for name, (low, high) in deploy.get("ranges", {}).items()}
         weights = restored(deploy.get("weights", {}), config.by_name)
         reduce_range = bool(deploy.get("reduce_range", self._reduce_range))
-        return self._exported(self._effective(config), ranges, reduce_range, weights)
+        config = self._effective(config)
+        graph = restored_variant(self._model, rewrites(self.variant(config)), deploy.get("graph", {}))
+        return self._exported(graph, config, ranges, reduce_range, weights, deploy.get("corrected", {}))
 
     def probe(
         self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
@@ -182,15 +210,16 @@ class OnnxRuntimeBackend(Backend):
             raise TrialError(f"probe {kind!r}: no group is named {unknown[0]!r}")
         chosen = list(dict.fromkeys(op.group for op in self._capability.ops if not ops or op.group in set(ops)))
         config = self._effective(config)
+        model = self._graph(config).model
         if kind == "op_mse":
-            return op_mse(self._model, self._capability, self._proto(config), chosen, feeds)
+            return op_mse(model, self._capability, self._proto(config), chosen, feeds)
         if kind == "op_sensitivity":
-            return op_sensitivity(self._capability, self._proto, config, self._model.proto, chosen, feeds, args)
+            return op_sensitivity(self._capability, self._proto, config, model.proto, chosen, feeds, args)
         return super().probe(kind, config, ops, feeds, args)
 
     def close(self) -> None:
         self._statistics.clear()
-        self._cache.clear()
+        self._graphs.clear()
         self._weight_only.clear()
 
     def _effective(self, config: TuningConfig) -> TuningConfig:
@@ -207,22 +236,49 @@ class OnnxRuntimeBackend(Backend):
         return config.with_ops(changes) if changes else config
 
     def _proto(self, config: TuningConfig) -> onnx.ModelProto:
-        return self._write(config, self._ranges(config)).proto
+        graph = self._graph(config)
+        return self._write(graph, config, self._ranges(graph, config)).proto
+
+    def _graph(self, config: TuningConfig) -> GraphVariant:
+        """The fp32 graph that ``config`` quantizes."""
+        return self._graph_of(self.variant(config), config.sampling_size)
+
+    def _graph_of(self, variant: Variant, sampling_size: int) -> GraphVariant:
+        changes = rewrites(variant)
+        if not changes:
+            return self._graphs[(), 0]
+        if (changes, sampling_size) not in self._graphs:
+            statistics = self._statistics_under((), sampling_size)
+            self._graphs[changes, sampling_size] = rewritten(self._model, changes, statistics)
+        return self._graphs[changes, sampling_size]
 
     def _write(
         self,
+        graph: GraphVariant,
         config: TuningConfig,
         ranges: Mapping[str, Range],
         reduce_range: bool | None = None,
         weights: Mapping[str, GroupedWeight] | None = None,
+        corrected: Mapping[str, str] | None = None,
     ) -> Quantized:
         """The quantized model: static ops first, then the others in what that left of the fp32 graph.
 
         Args:
             weights: Of weight-only ops, where they are not to be made from calibration data again.
+            corrected: Constants as corrections left them (``Quantized.corrected``), likewise.
         """
         reduce_range = self._reduce_range if reduce_range is None else reduce_range
-        quantized = write_qdq(self._model, plan(self._model, config), ranges, self._cache, reduce_range)
+        recipes = dict(config.recipes)
+        planned = plan(graph.model, config)
+        quantized = write_qdq(graph.model, planned, ranges, graph.cache, reduce_range)
+        if corrected is not None:
+            restore(quantized.proto, corrected)
+        elif set(recipes) & set(CORRECTIONS) and planned.nodes:
+            statistics = self._statistics_of(config)
+            done = correct(quantized.proto, graph.model, recipes, statistics, graph.rounding, reduce_range)
+            quantized = replace(quantized, warnings=(*quantized.warnings, *done.remarks), corrected=done.to_plain)
+        if recipes.get("add_qdq_pair_to_weight"):
+            add_qdq_pairs_to_weights(quantized.proto, graph.model, planned.weights)
         dynamic = {name: op for name, op in config.ops if op.mode == "dynamic"}
         write_dynamic(quantized.proto, dynamic, reduce_range)
         remarks = self._weight_only.write(quantized.proto, self._weights(config, weights or {}), dict(config.recipes))
@@ -239,18 +295,25 @@ class OnnxRuntimeBackend(Backend):
         )
         return {name: known.get(name) or made[name] for name in ops}
 
-    def _ranges(self, config: TuningConfig) -> dict[str, Range]:
-        planned = plan(self._model, config)
+    def _ranges(self, graph: GraphVariant, config: TuningConfig) -> dict[str, Range]:
+        planned = plan(graph.model, config)
         if not planned.activations:
             return {}
         statistics = self._statistics_of(config)
-        return {name: statistics.range(name, tensor.algorithm) for name, tensor in planned.activations.items()}
+        sources = {name: planned.shared.get(name, name) for name in planned.activations}
+        algorithms = {name: tensor.algorithm for name, tensor in planned.activations.items()}
+        return {name: statistics.range(source, algorithms[source]) for name, source in sources.items()}
 
     def _statistics_of(self, config: TuningConfig) -> CalibrationStatistics:
-        key = (self.variant(config), config.sampling_size)
+        return self._statistics_under(self.variant(config), config.sampling_size)
+
+    def _statistics_under(self, variant: Variant, sampling_size: int) -> CalibrationStatistics:
+        key = (variant, sampling_size)
         if key not in self._statistics:
+            recipes = ", ".join(f"{name}={value}" for name, value in variant)
             raise TrialError(
-                f"no calibration statistics for sampling size {config.sampling_size}; there are some for: "
+                f"no calibration statistics for sampling size {sampling_size}"
+                f"{f' and {recipes}' if recipes else ''}; there are some for: "
                 f"{', '.join(str(size) for _, size in self._statistics) or 'none'}"
             )
         return self._statistics[key]
@@ -263,19 +326,26 @@ class OnnxRuntimeBackend(Backend):
 
     def _exported(
         self,
+        graph: GraphVariant,
         config: TuningConfig,
         ranges: Mapping[str, Range],
         reduce_range: bool,
         weights: Mapping[str, GroupedWeight] | None = None,
+        corrected: Mapping[str, str] | None = None,
     ) -> ExportedModel:
         weights = self._weights(config, weights or {})
-        proto = self._write(config, ranges, reduce_range, weights).proto
+        quantized = self._write(graph, config, ranges, reduce_range, weights, corrected)
+        proto = quantized.proto
         if self._as_qoperator:
             to_qoperator(proto)
         deploy: dict[str, Any] = {}
         if any(op.is_quantized for _, op in config.ops):
-            kept = plan(self._model, config).activations
+            kept = plan(graph.model, config).activations
             deploy = {"ranges": {name: list(ranges[name]) for name in kept}, "reduce_range": reduce_range}
+        if graph.saved:
+            deploy["graph"] = dict(graph.saved)
+        if constants := dict(corrected or quantized.corrected()):
+            deploy["corrected"] = constants
         if texts := saved(weights, config.by_name):
             deploy["weights"] = texts
         return ExportedModel({"model.onnx": proto.SerializeToString(deterministic=True)}, deploy)

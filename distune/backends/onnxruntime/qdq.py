@@ -9,8 +9,8 @@ Which config a tensor gets:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex, attribut
 from distune.backends.onnxruntime.options import OP_KINDS
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.quantizer import CachingQdqQuantizer, WeightCache
+from distune.backends.onnxruntime.recipes.propagation import concat_ranges, quantizer_options
 from distune.errors import TrialError
 from distune.space.op_config import OpConfig, TensorConfig, TuningConfig
 
@@ -50,11 +51,15 @@ class Plan:
         activations: Config by tensor name.
         weights: Config and channel axis (``None``: per tensor) by tensor name; constant operands of elementwise ops
             included.
+        shared: Tensors that take the range of another one, by name.
+        options: ``extra_options`` of ONNX Runtime's quantizer.
     """
 
     nodes: tuple[str, ...]
     activations: Mapping[str, TensorConfig]
     weights: Mapping[str, tuple[TensorConfig, int | None]]
+    shared: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan(model: PreparedModel, config: TuningConfig) -> Plan:
@@ -70,6 +75,9 @@ def plan(model: PreparedModel, config: TuningConfig) -> Plan:
         if name not in model.index.nodes:
             raise TrialError(f"the model has no op {name!r}")
         static[name] = op
+    recipes = dict(config.recipes)
+    if not recipes.get("scale_propagation_max_pooling", True):
+        static = {name: op for name, op in static.items() if model.index.nodes[name].op_type != "MaxPool"}
     nodes = [node for node in model.proto.graph.node if node.name in static]
     read: dict[str, TensorConfig] = {}
     written: dict[str, TensorConfig] = {}
@@ -89,15 +97,23 @@ def plan(model: PreparedModel, config: TuningConfig) -> Plan:
             for name in node.input:
                 if name != own and name in model.index.initializers and model.index.is_float(name):
                     weights.setdefault(name, (op.activation, None))
-    return Plan(tuple(node.name for node in nodes), {**written, **read}, weights)
+    activations = {**written, **read}
+    shared = concat_ranges(model, nodes, activations) if recipes.get("scale_propagation_concat") else {}
+    activations.update({name: activations[source] for name, source in shared.items()})
+    return Plan(tuple(node.name for node in nodes), activations, weights, shared, quantizer_options(recipes))
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized model and what the user should know of it."""
+    """A quantized model and what the user should know of it.
+
+    Attributes:
+        corrected: Gives the constants that corrections changed, as text for a saved tuning config.
+    """
 
     proto: onnx.ModelProto
     warnings: tuple[str, ...] = ()
+    corrected: Callable[[], Mapping[str, str]] = dict
 
 
 def write_qdq(
@@ -135,6 +151,7 @@ def write_qdq(
             overrides=_overrides(planned, reduce_range),
             keep_activation_before=kept,
             cache=cache,
+            extra_options=planned.options,
         )
         quantized = quantizer.write()
     except (ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:

@@ -7,7 +7,7 @@ integers of weights that were quantized the same way before (it loops over chann
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +90,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         keep_activation_before: Tensors before which Relu and Clip must stay: a symmetric range reaches below zero, so
             that saturation does not do their work.
         cache: Shared by all variants of one model.
+        extra_options: More of ``quantize_static``'s ``extra_options``.
     """
 
     model: ONNXModel
@@ -104,6 +105,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         overrides: dict[str, list[dict[str, Any]]],
         keep_activation_before: Collection[str],
         cache: WeightCache,
+        extra_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -115,7 +117,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
             nodes_to_quantize=nodes,
             nodes_to_exclude=[],
             op_types_to_quantize=op_types,
-            extra_options={"TensorQuantOverrides": overrides},
+            extra_options={"TensorQuantOverrides": overrides, **(extra_options or {})},
         )
         self.model = _IndexedModel(self.model.model)
         self._keep_activation_before = keep_activation_before

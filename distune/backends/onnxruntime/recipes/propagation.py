@@ -1,0 +1,88 @@
+"""Recipes that say which tensors get QuantizeLinear and DequantizeLinear, and which share a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
+
+from distune.backends.onnxruntime.options import OP_KINDS
+from distune.backends.onnxruntime.preprocess import PreparedModel
+
+
+def quantizer_options(recipes: Mapping[str, Any]) -> dict[str, Any]:
+    """``extra_options`` of ONNX Runtime's quantizer for ``recipes`` (those that are not at their default)."""
+    options: dict[str, Any] = {}
+    if recipes.get("dedicated_qdq_pair"):
+        options["DedicatedQDQPair"] = True
+    if recipes.get("optypes_to_exclude_output_quant"):
+        options["OpTypesToExcludeOutputQuantization"] = recipes["optypes_to_exclude_output_quant"].split(",")
+    return options
+
+
+def concat_ranges(model: PreparedModel, nodes: Sequence[onnx.NodeProto], quantized: Collection[str]) -> dict[str, str]:
+    """Inputs of Concat that take the scale of its output: the output by input.
+
+    What only passes the scale of its own input on keeps that, and so does an input of the model.
+
+    Args:
+        nodes: The ops that are quantized statically, in graph order.
+        quantized: Names of the activations that are.
+    """
+    shared: dict[str, str] = {}
+    for node in reversed(nodes):  # a Concat behind another one decides for both
+        if node.op_type != "Concat" or node.output[0] not in quantized:
+            continue
+        output = shared.get(node.output[0], node.output[0])
+        for name in node.input:
+            producer = model.index.producer.get(name)
+            if name in quantized and producer is not None and OP_KINDS.get(producer.op_type) != "pass_through":
+                shared.setdefault(name, output)
+    return shared
+
+
+def add_qdq_pairs_to_weights(proto: onnx.ModelProto, model: PreparedModel, weights: Iterable[str]) -> int:
+    """Store weights in floating point with a QuantizeLinear before their DequantizeLinear, in place.
+
+    The floating-point values are those that the integers stand for where they were not rounded to nearest.
+
+    Args:
+        model: The fp32 graph.
+        weights: Names of the weights in it.
+
+    Returns:
+        The number of weights.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    originals = {f"{name}{TENSOR_NAME_QUANT_SUFFIX}": model.index.initializers[name] for name in weights}
+    readers = [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in originals]
+    made: dict[str, onnx.NodeProto] = {}
+    for node in readers:
+        name = node.input[0]
+        if name not in constants or name in made:
+            continue
+        integers, scale, zero = (numpy_helper.to_array(constants[each]) for each in node.input[:3])
+        shape = [1] * integers.ndim
+        if scale.ndim:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            shape[axis] = -1
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+        original = numpy_helper.to_array(originals[name])
+        bounds = np.iinfo(integers.dtype)
+        nearest = np.clip(np.rint(original / scale) + zero, bounds.min, bounds.max)
+        same = np.array_equal(nearest, integers)
+        values = original if same else ((integers.astype(np.float32) - zero) * scale).astype(original.dtype)
+        stored = f"{name}_fp32"
+        made[name] = onnx.helper.make_node(
+            "QuantizeLinear", [stored, *node.input[1:3]], [name], f"{name}_QuantizeLinear"
+        )
+        made[name].attribute.extend(node.attribute)
+        constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), stored))
+    nodes = [*made.values(), *(onnx.NodeProto.FromString(n.SerializeToString()) for n in proto.graph.node)]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return len(made)
