@@ -128,3 +128,63 @@ def default_config(backend: OnnxRuntimeBackend) -> TuningConfig:
     """Every op by its first option."""
     ops = backend.facts().capability.ops
     return TuningConfig(tuple((op.name, op.options[0]) for op in ops), sampling_size=SAMPLES)
+
+
+def transformer_model(layers: int = 3, pre_norm: bool = False, fused: bool = False) -> onnx.ModelProto:
+    """Encoder layers of width 16 with a two-layer feed-forward network, and a classifier at the end.
+
+    Args:
+        pre_norm: Normalize before attention and network instead of after each residual addition.
+        fused: One Attention node of ONNX Runtime a layer, as its transformer optimizer writes it.
+    """
+    rng = np.random.default_rng(4)
+    constants: dict[str, np.ndarray] = {"scale": np.float32(0.25) * np.ones((), np.float32)}
+    nodes: list[onnx.NodeProto] = []
+
+    def add(op_type: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        domain = "com.microsoft" if op_type == "Attention" else ""
+        nodes.append(helper.make_node(op_type, list(inputs), [f"{name}_out"], name, domain=domain, **attributes))
+        return f"{name}_out"
+
+    def constant(name: str, *shape: int) -> str:
+        constants[name] = (rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32)
+        return name
+
+    def norm(tensor: str, name: str) -> str:
+        constants[f"{name}_g"] = np.ones(16, np.float32)
+        return add("LayerNormalization", [tensor, f"{name}_g"], name)
+
+    def attention(tensor: str, at: str) -> str:
+        if fused:
+            inputs = [tensor, constant(f"{at}_wqkv", 16, 48), constant(f"{at}_bqkv", 48)]
+            context = add("Attention", inputs, f"{at}_attention", num_heads=2)
+        else:
+            q, k, v = (add("MatMul", [tensor, constant(f"{at}_w{x}", 16, 16)], f"{at}_{x}") for x in "qkv")
+            keys = add("Transpose", [k], f"{at}_transpose", perm=[0, 2, 1])
+            scores = add("Mul", [add("MatMul", [q, keys], f"{at}_scores"), "scale"], f"{at}_scale")
+            context = add("MatMul", [add("Softmax", [scores], f"{at}_softmax"), v], f"{at}_context")
+        return add("MatMul", [context, constant(f"{at}_wo", 16, 16)], f"{at}_o")
+
+    def network(tensor: str, at: str) -> str:
+        up = add("MatMul", [tensor, constant(f"{at}_w1", 16, 32)], f"{at}_up")
+        return add("MatMul", [add("Relu", [up], f"{at}_relu"), constant(f"{at}_w2", 32, 16)], f"{at}_down")
+
+    tensor = add("MatMul", ["x", constant("w_in", 8, 16)], "embed")
+    for layer in range(layers):
+        at = f"l{layer}"
+        for part, name in ((attention, "n1"), (network, "n2")):
+            if pre_norm:
+                tensor = add("Add", [tensor, part(norm(tensor, f"{at}_{name}"), at)], f"{at}_add_{name}")
+            else:
+                tensor = norm(add("Add", [tensor, part(tensor, at)], f"{at}_add_{name}"), f"{at}_{name}")
+    out = add("MatMul", [tensor, constant("w_out", 16, 4)], "classifier")
+    nodes.append(helper.make_node("Identity", [out], ["y"], "same"))
+    made = model(nodes, {"x": ["batch", 6, 8]}, ["y"], constants)
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return made
+
+
+def sequences(count: int = 3) -> Feeds:
+    """Batches of 4 for ``transformer_model``."""
+    rng = np.random.default_rng(7)
+    return [{"x": rng.normal(size=(4, 6, 8)).astype(np.float32)} for _ in range(count)]

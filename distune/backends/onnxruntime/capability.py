@@ -173,9 +173,25 @@ def _reason_to_exclude(
     if not any(producer.name in found for producer in _producers(index, node)):
         return "nothing before it is quantized"
     readers = {reader.op_type for name in node.output for reader in index.consumers.get(name, ())}
+    if kind == "elementwise" and _leads_to_attention(index, node):
+        return "softmax behind it runs in fp32 and magnifies its rounding"
     if kind == "elementwise" and readers & _NORMALIZATIONS and _fused_with(index, node, found) is None:
         return f"{min(readers & _NORMALIZATIONS)} behind it runs in fp32 and magnifies its rounding"
     return ""
+
+
+def _leads_to_attention(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    """Whether the op only scales, shifts or masks the scores that go into the softmax of an attention."""
+    for _ in range(4):
+        reader = index.only_consumer(node.output[0])
+        if reader is None:
+            return False
+        if reader.op_type == "Softmax":
+            return any(after.op_type == "MatMul" for after in index.consumers.get(reader.output[0], ()))
+        if reader.op_type not in ("Add", "Mul", "Div", "Sub", "Where"):
+            return False
+        node = reader
+    return False
 
 
 def _recipes(ops: tuple[OpInfo, ...]) -> Iterator[Recipe]:

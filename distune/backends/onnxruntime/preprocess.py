@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
 
-from distune.backends.onnxruntime.graph import GraphIndex
+from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex
 from distune.backends.onnxruntime.session import optimized_graph
 from distune.errors import ModelError
 
@@ -53,6 +53,7 @@ def prepare(model: onnx.ModelProto) -> PreparedModel:
     _drop_unused_domains(prepared)
     _restore_interface(model, prepared)
     prepared = onnx.shape_inference.infer_shapes(prepared, data_prop=True)
+    _complete_types(prepared)
     _mark_inferred(prepared)
     return PreparedModel(prepared, GraphIndex(prepared), user_types)
 
@@ -86,6 +87,28 @@ def _origin(index: GraphIndex, tensor: str, op_type: str, taken: set[str]) -> st
             break
         node = previous[0]
     return str(last.name) if last.name not in taken else ""
+
+
+def _complete_types(model: onnx.ModelProto) -> None:
+    """Give a type to what ONNX's inference has none for: ONNX Runtime's own ops, and all that follows one.
+
+    What inference leaves open there has the type of the floating-point tensors that go in (ops that change the type,
+    such as Cast, are known to it).
+    """
+    index = GraphIndex(model)
+    known = index.element_type
+    written = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    for node in model.graph.node:
+        if not node.output or known.get(node.output[0]):
+            continue
+        types = [known[name] for name in node.input if known.get(name) in FLOAT_TYPES]
+        if not types:
+            continue
+        known[node.output[0]] = types[0]
+        if node.output[0] in written:
+            written[node.output[0]].type.tensor_type.elem_type = types[0]
+        else:
+            model.graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], types[0], None))
 
 
 def _drop_unused_domains(model: onnx.ModelProto) -> None:
