@@ -212,7 +212,7 @@ def _zero_point_kind(weight: GroupedWeight) -> ZeroPoints:
 
 
 def _block(weight: GroupedWeight, bits: int, kind: ZeroPoints) -> int:
-    """The block that takes the fewest bytes among those that run and do not reach over the end of a group."""
+    """The group itself where it is a block that runs, else the block of fewest bytes that keeps within a group."""
     channels = len(weight.integers)
     group = weight.format.group(channels)
     fitting = [b for b in _BLOCKS if (group == channels or group % b == 0) and runs(bits, b, kind)]
@@ -220,6 +220,8 @@ def _block(weight: GroupedWeight, bits: int, kind: ZeroPoints) -> int:
         raise TrialError(
             f"MatMulNBits cannot hold groups of {group} input channels: they must be a multiple of 16, or the whole row"
         )
+    if group in fitting and group < channels:
+        return group
 
     def size(block: int) -> int:
         return -(-channels // block) * (
