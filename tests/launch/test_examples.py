@@ -22,7 +22,7 @@ from distune.data import open_dataloader
 EXAMPLES = Path(__file__).resolve().parents[2] / "launch" / "examples"
 MODEL = EXAMPLES / "digits_dwcnn.onnx"
 EMBEDDED = ("digits.yaml",)
-ON_ASSETS = ("resnet20.yaml", "mobilenetv1.yaml")
+ON_ASSETS = ("resnet20.yaml", "mobilenetv1.yaml", "chargpt_woq.yaml")
 
 
 @pytest.fixture(scope="module")
