@@ -47,7 +47,7 @@ _RIVALS = 3
 
 @strategy_registry
 class BasicTuneStrategy(TuneStrategy):
-    """The default strategy of ``quant_level: 1``."""
+    """Default config, recipes, op types, then fallback by measured impact: the default of ``quant_level: 1``."""
 
     settings: ClassVar = {
         "op_type_wise_trials": "Trials of the op-type-wise stage at most (default: a quarter of the remaining budget, "
