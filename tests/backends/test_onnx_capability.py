@@ -11,7 +11,7 @@ from onnx import helper
 
 from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.cpu import needs_reduce_range
-from distune.backends.onnxruntime.options import ACTIVATIONS, OP_KINDS
+from distune.backends.onnxruntime.options import ACTIVATION_OPTIONS, ACTIVATIONS, OP_KINDS
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.session import optimized_graph
 from distune.space.capability import Capability, OpInfo
@@ -52,6 +52,10 @@ SINGLE_OPS: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {
     "ReduceMin": ({"axes": [2, 3]}, []),
     "ArgMax": ({"axis": 1}, []),
     "Gather": ({"axis": 1}, [np.array([0, 1])]),
+    "Expand": ({}, [np.array([2, 4, 8, 12, 12])]),
+    "Tile": ({}, [np.array([1, 1, 2, 1])]),
+    "DepthToSpace": ({"blocksize": 2}, []),
+    "GatherElements": ({"axis": 1}, [np.zeros((4, 1, 12, 12), np.int64)]),
     "MatMul": ({}, [np.random.default_rng(2).normal(size=(12, 4)).astype(np.float32)]),
     "Gemm": ({}, [np.random.default_rng(2).normal(size=(1152, 4)).astype(np.float32) / 30]),
     "Conv": ({}, [np.random.default_rng(2).normal(size=(4, 8, 1, 1)).astype(np.float32)]),
@@ -103,6 +107,38 @@ def test_each_row_of_the_table_runs_and_stays_close_to_fp32(op_type: str) -> Non
     for node in executed:
         if node.op_type in floating and op_type not in FLOAT_ANYWAY:
             assert all(made_by.get(name) != "DequantizeLinear" for name in node.input), node.name
+
+
+IN_FLOAT = {("Add", "int8"), ("Mul", "int8"), ("Concat", "int8"), ("Relu", "sym"), ("Clip", "sym")}
+"""What the table's docstring says of options that other ops of a group need and that run in fp32 between their pairs."""
+
+WEIGHTLESS = [kind for kind in sorted(OP_KINDS) if kind not in ("Conv", "MatMul", "Gemm", "Gather")]
+
+
+@pytest.mark.parametrize("op_type", WEIGHTLESS)
+def test_each_type_and_scheme_of_activations_runs_on_integers(op_type: str) -> None:
+    """Statistics and graph are made once: the four options differ in range, zero point and kernel only."""
+    backend = backend_of(after_convolution(op_type), images())
+    feed = images()[0]
+    expected = backend.load(None).predict(feed)[0]
+    for option in {(o.activation.dtype, o.activation.scheme): o for o in ACTIVATION_OPTIONS if o.activation}.values():
+        assert option.activation is not None
+        config = default_config(backend)
+        changes = {name: OpConfig("static", option.activation, old.weight) for name, old in config.ops}
+        loaded = backend.load(config.with_ops(changes))
+        actual = loaded.predict(feed)[0]
+        if op_type == "ArgMax":
+            assert np.mean(expected != actual) < 0.15, option
+        else:
+            assert np.square(expected - actual).mean() < 8e-3 * np.square(expected).mean(), option
+        if op_type not in FLOAT_ANYWAY:
+            executed = optimized_graph(loaded.native.SerializeToString()).graph.node
+            made_by = {name: node.op_type for node in executed for name in node.output}
+            dequantized = [
+                n for n in executed if n.op_type == op_type and made_by.get(n.input[0]) == "DequantizeLinear"
+            ]
+            fields = {(op_type, option.activation.dtype), (op_type, option.activation.scheme)}
+            assert bool(dequantized) == bool(fields & IN_FLOAT), option
 
 
 def options_of(capability: Capability, name: str) -> tuple[OpConfig, ...]:

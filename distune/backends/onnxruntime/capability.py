@@ -26,7 +26,7 @@ from distune.backends.statistics import MASK_MAGNITUDE
 from distune.space.capability import Capability, OpInfo, Recipe
 from distune.space.op_config import FP32, OpConfig
 
-_SHAPE_OPS = frozenset({"Shape", "Size", "Constant", "ConstantOfShape", "Cast", "Identity", "Range", "Expand"})
+_SHAPE_OPS = frozenset({"Shape", "Size", "Constant", "ConstantOfShape", "Cast", "Identity", "Range"})
 
 _JOINING = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool"})
 """Elementwise op types that fall back with the last op before them: residual additions, poolings, concatenations."""

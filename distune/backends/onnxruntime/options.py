@@ -5,6 +5,13 @@ between DequantizeLinear and QuantizeLinear. Weights that give the same numbers 
 is symmetric int8, and an asymmetric weight is of its activation's type. Asymmetric weights per channel are not offered
 for grouped convolutions, which ONNX Runtime 1.31 then runs ten times slower than fp32 (depthwise ones of MobileNetV1).
 
+Two kinds of options are there for the sake of the ops that they are grouped with, and run in fp32 between their pairs:
+Add, Mul and Concat with int8 activations (x86), and Relu and Clip with symmetric ones, whose range does not end at zero.
+
+Not in the table, since ONNX Runtime 1.31 computes them in floating point between the two: Abs, Sign, Shrink, Mod,
+GatherND, CenterCropPad, Where, LayerNormalization, InstanceNormalization, ConvTranspose, ReduceMean, HardSwish and whatever
+else the graph may hold; and 16-bit activations, for which it has no computing kernel.
+
 Dynamic options hold what it runs with activations quantized by DynamicQuantizeLinear, always uint8 asym.
 """
 
@@ -51,7 +58,14 @@ OP_KINDS: dict[str, Kind] = {
     "ReduceMax": "pass_through",
     "ReduceMin": "pass_through",
     "ArgMax": "pass_through",
+    "Expand": "pass_through",
+    "Tile": "pass_through",
+    "DepthToSpace": "pass_through",
+    "GatherElements": "pass_through",
 }
+
+SAME_RANGE = frozenset({"ReduceMax", "ReduceMin", "Expand", "Tile", "DepthToSpace"})
+"""Op types whose integer kernel needs one scale on both sides, for which ONNX Runtime's quantizer would write two."""
 
 WEIGHTS: tuple[TensorConfig, ...] = tuple(
     TensorConfig(dtype, scheme, granularity)

@@ -21,7 +21,7 @@ from onnxruntime.quantization.calibrate import TensorData
 
 from distune.backends.onnxruntime.capability import activation_inputs, activation_outputs, weight_input
 from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex, attribute
-from distune.backends.onnxruntime.options import OP_KINDS
+from distune.backends.onnxruntime.options import OP_KINDS, SAME_RANGE
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.quantizer import CachingQdqQuantizer, WeightCache
 from distune.backends.onnxruntime.recipes.propagation import concat_ranges, quantizer_options
@@ -167,7 +167,7 @@ def _tensor_data(model: PreparedModel, planned: Plan, ranges: Mapping[str, Range
     }
     for name in planned.nodes:
         node = model.index.nodes[name]
-        if node.op_type in ("ReduceMax", "ReduceMin"):  # the integer kernel needs the input's scale on both sides
+        if node.op_type in SAME_RANGE:
             out[node.output[0]] = out[node.input[0]]
     return out
 

@@ -31,6 +31,10 @@ _INTEGER_UNCHANGED = frozenset(
         "ReduceMax",
         "ReduceMin",
         "Gather",
+        "GatherElements",
+        "Expand",
+        "Tile",
+        "DepthToSpace",
     }
 )
 """Op types that run on integers as they are, where scale and zero point are the same on both sides."""
