@@ -106,8 +106,9 @@ def correct(
         factor = np.ones((*weight.shape[:2], 1))
         if "weight_correction" in done:
             if "adaround" not in done:
-                flat = [array.reshape(-1, weight.shape[2]) for array in (weight, *stored.parameters(weight.shape))]
-                chosen = mean_preserving_rounding(*flat, stored.limits).reshape(weight.shape)  # type: ignore[arg-type]
+                scale, zero = (each.reshape(-1, 1) for each in stored.parameters(weight.shape))
+                flat = weight.reshape(-1, weight.shape[2])
+                chosen = mean_preserving_rounding(flat, scale, zero, stored.limits).reshape(weight.shape)
             factor = _variance_factor(weight, stored.real(chosen), per_tensor=stored.scale.ndim == 0)
             done["weight_correction"] += 1
         _store(index, layer, stored, chosen, factor)
