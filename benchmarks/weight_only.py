@@ -114,8 +114,8 @@ def measure(config: Path, variants: Sequence[Variant], formats: Sequence[Format]
     """Calibrate once, then quantize and evaluate every cell."""
     from dataclasses import replace
 
+    from distune.api.names import known_names
     from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
-    from distune.cli.configuration import known_names
     from distune.config.load import load_config
     from distune.data.loader import open_dataloader
     from distune.evaluation.accuracy import Evaluator
