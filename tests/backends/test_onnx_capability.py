@@ -110,7 +110,7 @@ def test_each_row_of_the_table_runs_and_stays_close_to_fp32(op_type: str) -> Non
 
 
 IN_FLOAT = {("Add", "int8"), ("Mul", "int8"), ("Concat", "int8"), ("Relu", "sym"), ("Clip", "sym")}
-"""What the table's docstring says of options that other ops of a group need and that run in fp32 between their pairs."""
+"""Options that other ops of a group need and that run in fp32 between their pairs, as the table's docstring says."""
 
 WEIGHTLESS = [kind for kind in sorted(OP_KINDS) if kind not in ("Conv", "MatMul", "Gemm", "Gather")]
 

@@ -6,11 +6,11 @@ is symmetric int8, and an asymmetric weight is of its activation's type. Asymmet
 for grouped convolutions, which ONNX Runtime 1.31 then runs ten times slower than fp32 (depthwise ones of MobileNetV1).
 
 Two kinds of options are there for the sake of the ops that they are grouped with, and run in fp32 between their pairs:
-Add, Mul and Concat with int8 activations (x86), and Relu and Clip with symmetric ones, whose range does not end at zero.
+Add, Mul and Concat with int8 activations (x86); Relu and Clip with symmetric ones, whose range does not end at zero.
 
 Not in the table, since ONNX Runtime 1.31 computes them in floating point between the two: Abs, Sign, Shrink, Mod,
-GatherND, CenterCropPad, Where, LayerNormalization, InstanceNormalization, ConvTranspose, ReduceMean, HardSwish and whatever
-else the graph may hold; and 16-bit activations, for which it has no computing kernel.
+GatherND, CenterCropPad, Where, LayerNormalization, InstanceNormalization, ConvTranspose, ReduceMean, HardSwish and
+whatever else the graph may hold; and 16-bit activations, for which it has no computing kernel.
 
 Dynamic options hold what it runs with activations quantized by DynamicQuantizeLinear, always uint8 asym.
 """
