@@ -45,7 +45,7 @@ QUANT_LEVELS: Mapping[str, int | str] = {"auto": "auto", "0": 0, "O0": 0, "1": 1
 DTYPES = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int", "fp32", "bf16", "fp16")
 SCHEMES = ("sym", "asym")
 GRANULARITIES = ("per_tensor", "per_channel")
-ALGORITHMS = ("minmax", "kl", "percentile", "RTN", "GPTQ", "AWQ")
+ALGORITHMS = ("minmax", "kl", "percentile", "RTN", "GPTQ", "AWQ", "HQQ")
 
 SIGOPT_KEYS = ("sigopt_api_token", "sigopt_project_id", "sigopt_experiment_name")
 
@@ -60,13 +60,20 @@ BOOLEAN_RECIPES = (
     "pre_post_process_quantization",
     "add_qdq_pair_to_weight",
     "dedicated_qdq_pair",
+    "scale_propagation_max_pooling",
+    "scale_propagation_concat",
+    "cross_layer_equalization",
+    "adaround",
 )
 ON_BY_DEFAULT = (
     "gemm_to_matmul",
     "first_conv_or_matmul_quantization",
     "last_conv_or_matmul_quantization",
     "pre_post_process_quantization",
+    "scale_propagation_max_pooling",
+    "scale_propagation_concat",
 )
+"""Recipes that INC has on by default, 1.x's of TensorFlow graphs included."""
 ARGUMENT_RECIPES = (
     "smooth_quant_args",
     "layer_wise_quant_args",
@@ -77,9 +84,6 @@ ARGUMENT_RECIPES = (
     "autoround_args",
 )
 GRAPH_LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
-TENSORFLOW_RECIPES = ("scale_propagation_max_pooling", "scale_propagation_concat")
-"""Recipes of 1.x that concern TensorFlow graphs only: accepted, and said to have no effect."""
-
 WEIGHT_ONLY_RECIPES = ("weight_only_storage", "accuracy_level")
 """Recipes of approach weight_only that INC has not, or has among the arguments of an algorithm."""
 
