@@ -63,7 +63,8 @@ class TrialBook:
         entered = replace(trial, id=len(self._trials) + 1)
         self._by_hash[entered.config.hash] = len(self._trials)
         self._trials.append(entered)
-        if entered.accuracy is not None and not entered.config.is_fp32:
+        is_number = entered.accuracy is not None and entered.accuracy == entered.accuracy
+        if entered.accuracy is not None and is_number and not entered.config.is_fp32:
             best = self.best
             if best is None or best.accuracy is None or better(entered.accuracy, best.accuracy, self.higher_is_better):
                 self._best = entered.id - 1

@@ -1,8 +1,8 @@
 """The decisions of a run, in the order in which they are taken, kept in the journal.
 
 Resuming takes every decision again, from the journalled results. What is decided as before is not written twice. Where
-a decision differs (the exit policy was changed, so the budget is another), it is written again under its number, and
-whoever reads the journal takes the last one of each number.
+a decision differs (the exit policy was changed, so the budget is another), it and all after it are written again:
+``journal.replay.decisions`` reads what holds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distune.journal.journal import Journal
+from distune.journal.replay import decisions, same_decision
 
 
 class DecisionLog:
@@ -22,34 +23,24 @@ class DecisionLog:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._before = latest_decisions(journal)
+        self._before = decisions(journal)
         self._count = 0
-        self.diverged = False
+
+    @property
+    def upcoming(self) -> Mapping[str, Any] | None:
+        """The decision that an earlier start took next; ``None`` where it came no further, or decided otherwise."""
+        return self._before[self._count] if self._count < len(self._before) else None
 
     def add(self, **data: Any) -> None:
         """Enter the next decision. It is on disk after the journal's next commit."""
-        number = self._count
+        before = self.upcoming
+        numbered = {"number": self._count, **data}
         self._count += 1
-        before = self._before.get(number)
-        if before is not None and not self.diverged and _same(before, data):
+        if before is not None and same_decision(before, numbered):
             return
-        if before is not None:
-            self.diverged = True
-        self._journal.append("decision", {"number": number, **data})
+        self._before = self._before[: self._count - 1]
+        self._journal.append("decision", numbered)
 
     def commit(self) -> None:
         """Put what was added on disk."""
         self._journal.commit()
-
-
-def latest_decisions(journal: Journal) -> dict[int, Mapping[str, Any]]:
-    """Decisions of a journal by number; where one was taken again, the later one."""
-    return {int(record.data["number"]): record.data for record in journal.records("decision")}
-
-
-def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    return {key: value for key, value in before.items() if key != "number"} == _as_stored(now)
-
-
-def _as_stored(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}

@@ -15,7 +15,7 @@ from threading import Thread
 from typing import TypeVar
 
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
-from distune.engine.scheduler import Done, Instruction, Scheduler, Send, Task
+from distune.engine.scheduler import Cancel, Done, Instruction, Resume, Scheduler, Send, Suspend, Task
 from distune.errors import TransportError
 from distune.journal.journal import Journal
 from distune.journal.replay import JournalledBody, encode_result, known_results, request_key
@@ -28,6 +28,14 @@ _THINK_S = 0.1
 """How often the master looks at its mail while a strategy thinks."""
 
 T = TypeVar("T")
+
+
+_TRIED_AGAIN = ("error", "user_error")
+"""Failures of an earlier start that are tried again: their cause (a missing file, a full disk) may be mended. Those
+that cost two children are not."""
+
+_GRACE_S = 2.0
+"""How long unwanted work may go on before it is given up: about what a new child costs."""
 
 
 class Interrupted(Exception):
@@ -85,15 +93,23 @@ class Dispatcher:
         transport: Already connected.
         run: Identity of the run.
         on_event: Told of every event after it was handled, e.g. to warn of a lost worker.
+        can_hold: Workers can be made to hold still in mid-work, because trials run in children of theirs.
     """
 
-    def __init__(self, transport: Transport, run: str = "", on_event: Callable[[Event], None] = lambda event: None):
+    def __init__(
+        self,
+        transport: Transport,
+        run: str = "",
+        on_event: Callable[[Event], None] = lambda event: None,
+        can_hold: bool = False,
+    ) -> None:
         self._transport = transport
-        self._scheduler = Scheduler(transport.workers, run)
+        self._scheduler = Scheduler(transport.workers, run, can_hold)
         self._on_event = on_event
         self._journal: Journal | None = None
         self._known: dict[str, Outcome] = {}
         self._keys: dict[int, str] = {}
+        self._unwanted: set[int] = set()
         self._open: dict[str, int] = {}
         self._used: set[str] = set()
         self._outcomes: dict[int, Outcome] = {}
@@ -102,11 +118,17 @@ class Dispatcher:
         self.busy = Busy()
         self.interruption: str | None = None
         self.offset_s = 0.0
+        self.deadline_s: float | None = None
+        """Seconds that a trial, a measurement or a probe may take; ``None`` while nothing is known of the model."""
 
     def use(self, journal: Journal) -> None:
         """Keep results in ``journal`` from now on, and answer from those that it holds."""
         self._journal = journal
-        self._known = {key: Outcome(found.body, **found.meta) for key, found in known_results(journal).items()}
+        self._known = {
+            key: Outcome(found.body, **found.meta)
+            for key, found in known_results(journal).items()
+            if not (isinstance(found.body, Failure) and found.body.kind in _TRIED_AGAIN)
+        }
         self.offset_s = max((outcome.end_s for outcome in self._known.values()), default=0.0)
 
     @property
@@ -144,8 +166,9 @@ class Dispatcher:
         """
         key = request_key(body) if rank is None else ""
         if key in self._open:
+            self._unwanted.discard(self._open[key])
             return self._open[key]
-        task = Task(self._next_id, body, priority, exclusive, rank)
+        task = Task(self._next_id, body, priority, exclusive, rank, self.deadline_s if key else None)
         self._next_id += 1
         known = self._known.get(key) if key else None
         if known is not None:
@@ -170,8 +193,9 @@ class Dispatcher:
         return self._outcomes.pop(task_id, None)
 
     def drop(self, task_ids: Iterable[int]) -> None:
-        """Forget tasks: those that have not gone out are not done, the others' results are kept for later."""
+        """Forget tasks: those that have not gone out are not done; the others' results are journalled for later."""
         running = {task.id for task in self._scheduler.busy.values()}
+        self._unwanted.update(running.intersection(task_ids))
         waiting = [task_id for task_id in task_ids if task_id not in running]
         for task_id in waiting:
             self._outcomes.pop(task_id, None)
@@ -179,6 +203,19 @@ class Dispatcher:
             if key is not None:
                 del self._open[key]
         self._carry_out(self._scheduler.drop(waiting))
+
+    def calm(self) -> None:
+        """Have the workers free: what they do is wanted by nobody.
+
+        They get as long as a new child takes to start; what is not done by then is given up.
+
+        Raises:
+            Interrupted, TransportError: See ``pump``.
+        """
+        end = self._transport.now() + _GRACE_S
+        while self._scheduler.busy and self._transport.now() < end:
+            self.pump(end - self._transport.now())
+        self._carry_out(self._scheduler.cancel())
 
     def wait(self, task_ids: Sequence[int]) -> list[Outcome]:
         """The outcomes of ``task_ids``, in their order; pumps until all are there.
@@ -254,16 +291,28 @@ class Dispatcher:
             self.busy.add(type(item.task.body).__name__, result.end_s - result.start_s)
             key = self._keys.pop(item.task.id, "")
             self._open.pop(key, None)
-            lost = isinstance(result.body, Failure) and result.body.kind == "lost"
-            if key and not lost and self._journal is not None and isinstance(result.body, JournalledBody):
+            undone = isinstance(result.body, Failure) and result.body.kind in ("lost", "cancelled")
+            if key and not undone and self._journal is not None and isinstance(result.body, JournalledBody):
                 self._journal.append("result", encode_result(key, result.body, outcome.meta))
                 self._known[key] = outcome
                 self._used.add(key)
         if outcomes and self._journal is not None:
             self._journal.commit()
+        for task_id in self._unwanted.intersection(outcomes):
+            self._unwanted.discard(task_id)
+            del outcomes[task_id]
         self._outcomes.update(outcomes)
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
-            if isinstance(instruction, Send):
-                self._transport.send(instruction.rank, instruction.request)
+            match instruction:
+                case Send():
+                    self._transport.send(instruction.rank, instruction.request)
+                case Suspend():
+                    self._transport.hold(instruction.rank)
+                case Resume():
+                    self._transport.release(instruction.rank)
+                case Cancel():
+                    self._transport.cancel(instruction.rank, instruction.id)
+                case _:
+                    pass  # Hold and Release are for those who watch, Done is settled by pump()

@@ -30,6 +30,9 @@ from distune.trial.messages import (
     StageClosed,
 )
 
+_PROBED_TOGETHER = 4
+"""Ops that one request scores. Not a matter of the number of ranks: a journalled piece answers at any number."""
+
 
 class Judging:
     """See the module's description.
@@ -59,6 +62,8 @@ class Judging:
         self._listener = listener
         self._stop_at_first = job.stops_at_first
         self._finished = False
+        self._timed_out = False
+        self._explained: set[str] = set()
         self.stages: list[StageRecord] = []
         self.fallback_order: tuple[str, ...] = ()
         self.op_impact: dict[str, float] = {}
@@ -118,19 +123,28 @@ class Judging:
                 outcome = self._dispatcher.take(task_id)
                 if outcome is not None:
                     run.take(self._trial(run.stage, tasks.pop(task_id), outcome))
-            decided = run.decide()
-            for decision in decided:
-                self._enter(run.stage, decision, total)
-            if decided:
-                self._decisions.commit()
-            if self._out_of_time():
-                self.out_of_budget = True
-                run.stop()
+            decided = self._take_decisions(run, total)
             if run.ended:
                 break
             if not decided and not known:
                 self._dispatcher.pump()
         self._dispatcher.drop(tasks)
+
+    def _take_decisions(self, run: StageRun, total: int | None) -> bool:
+        """Take the decisions that can be taken now; says whether there were any."""
+        taken = False
+        while not run.ended:
+            if self._out_of_time():
+                run.stop()
+            for decision in run.decide(1):
+                self._enter(run.stage, decision, total)
+                taken = True
+                break
+            else:
+                break
+        if taken:
+            self._decisions.commit()
+        return taken
 
     def _ahead(self, stage: Stage) -> int:
         """Candidates that may be open at once: enough that no worker waits for the master."""
@@ -161,6 +175,7 @@ class Judging:
         )
         body = outcome.body
         if isinstance(body, Failure):
+            self._explain(body, outcome)
             return replace(trial, reason=body.message)
         if not isinstance(body, Accuracy):
             raise TransportError(f"worker {outcome.rank} answered Judge with {type(body).__name__}")
@@ -180,6 +195,14 @@ class Judging:
             ops_executed_int8=body.ops_executed_int8,
             warnings=body.warnings,
         )
+
+    def _explain(self, failure: Failure, outcome: Outcome) -> None:
+        """Warn of a failed trial, of each cause once, with the traceback."""
+        cause = failure.detail or failure.message
+        if cause not in self._explained:
+            self._explained.add(cause)
+            text = f"a trial failed: {failure.message}" + (f"\n{failure.detail}" if failure.detail else "")
+            self._listener.on(events.Warned(text, outcome.rank, outcome.host))
 
     def _verdict(self, body: Accuracy) -> Verdict:
         if self._book.targets:
@@ -206,18 +229,26 @@ class Judging:
 
     def _close(self, stage: Stage, run: StageRun, base: Trial | None) -> StageResult:
         """Take the stage's own decision and tell it to every worker."""
-        if self._book.remaining == 0 or run.out_of_budget:
+        timed_out = self._out_of_time()
+        if self._book.remaining == 0 or run.out_of_budget or timed_out:
             self.out_of_budget = True  # also where a stage was cut short to leave trials for a later one
         result = run.result(finished=False)
         succeeded = self._stop_at_first and stage.ends_run and result.met is not None
-        self._finished = self._book.remaining == 0 or self._out_of_time() or succeeded
+        self._finished = self._book.remaining == 0 or timed_out or succeeded
         result = replace(result, finished=self._finished)
         order: tuple[str, ...] = ()
         if stage.use == "rank":
             order = self._rank(result, base)
         following = self._book.best
         base_hash = following.config.hash if following is not None else ""
-        self._decisions.add(kind="stage", stage=stage.name, judged=run.position, base=base_hash, order=order)
+        self._decisions.add(
+            kind="stage",
+            stage=stage.name,
+            judged=run.position,
+            base=base_hash,
+            order=order,
+            stopped=self._job.exit_policy.timeout if timed_out else None,
+        )
         self._decisions.commit()
         self._dispatcher.broadcast(StageClosed(stage.name, base_hash, order))
         return result
@@ -266,6 +297,10 @@ class Judging:
         """Measure what the objectives need of every trial that meets, so that they can be compared."""
         for trial in self._measured_together(list(self._book.met)):
             self._book.update(trial)
+
+    def free_the_workers(self) -> None:
+        """The trials are over: what still runs for a stage that has ended is given up."""
+        self._dispatcher.calm()
 
     def measured(self, trial: Trial) -> Trial:
         """``trial`` with its latency, and its footprint where that is an objective."""
@@ -348,9 +383,17 @@ class Judging:
                 self._listener.on(events.Warned(f"{stage.name}: {reason}", outcome.rank, outcome.host))
         scores = _merged(answers)
         order = tuple(sorted(scores, key=lambda name: -scores[name]))
-        self._decisions.add(kind="probe", stage=stage.name, config_hash=stage.config.hash, order=order)
+        timed_out = self._out_of_time()
+        self._decisions.add(
+            kind="probe",
+            stage=stage.name,
+            config_hash=stage.config.hash,
+            order=order,
+            stopped=self._job.exit_policy.timeout if timed_out else None,
+        )
         self._decisions.commit()
-        self._finished = self._finished or self._out_of_time()
+        self.out_of_budget = self.out_of_budget or timed_out
+        self._finished = self._finished or timed_out
         self._listener.on(events.StageEnded(stage.name, None, 0, self._dispatcher.now() - start))
         return ProbeResult(scores, self._finished)
 
@@ -360,16 +403,26 @@ class Judging:
             return [
                 Probe(stage.kind, stage.config, stage.ops, args, shard, stage.batches) for shard in range(stage.batches)
             ]
-        # A piece a worker and a half keeps all of them busy to the end although pieces take unlike time.
-        size = max(1, -(-len(stage.ops) // (len(self._dispatcher.workers) * 3 // 2 or 1)))
         return [
-            Probe(stage.kind, stage.config, stage.ops[start : start + size], args)
-            for start in range(0, len(stage.ops), size)
+            Probe(stage.kind, stage.config, stage.ops[start : start + _PROBED_TOGETHER], args)
+            for start in range(0, len(stage.ops), _PROBED_TOGETHER)
         ]
 
     def _out_of_time(self) -> bool:
+        """Whether the time for looking further is over.
+
+        While the decisions of an earlier start are taken again, the clock says nothing: time is over where it was
+        then, unless there is more of it now.
+        """
         timeout = self._job.exit_policy.timeout
-        return timeout > 0 and self._dispatcher.now() >= timeout
+        upcoming = self._decisions.upcoming
+        if not self._timed_out and timeout > 0:
+            if upcoming is None:
+                self._timed_out = self._dispatcher.now() >= timeout
+            else:
+                stopped = upcoming.get("stopped")
+                self._timed_out = stopped is not None and timeout <= stopped
+        return self._timed_out
 
 
 def _merged(answers: list[ProbeAnswer]) -> dict[str, float]:

@@ -5,9 +5,10 @@ release). It has no clock, no transport and no file of its own, so it runs uncha
 simulator and under property tests.
 
 A task is *open* until it has one outcome. Tasks go out by priority, then in order of submission. An exclusive task
-(a latency measurement) waits until its host is quiet: neighbours finish what they do and get nothing new until it is
-over. A worker that is lost gives its task back; a task whose child process died is tried once more and then reported
-as failed.
+(a latency measurement) needs a quiet host: as soon as one worker there is idle it starts, its busy neighbours hold
+still in the midst of what they do, and nobody there gets anything new until it is over. Where workers cannot be held
+(trials run in the rank itself), it waits until they are done. A worker that is lost gives its task back; a task whose
+child process died is tried once more and then reported as failed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Task:
         priority: Smaller goes first.
         exclusive: Needs a quiet host.
         rank: Only this worker may do it; ``None`` means any.
+        deadline_s: Seconds after which the worker's child is ended and the task is tried once more.
     """
 
     id: int
@@ -41,6 +43,7 @@ class Task:
     priority: int = 0
     exclusive: bool = False
     rank: int | None = None
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,28 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Suspend:
+    """Worker ``rank`` is to hold still in the midst of its work."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Worker ``rank`` may go on."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Nobody wants what worker ``rank`` is doing: it is to give request ``id`` up."""
+
+    rank: int
+    id: int
+
+
+@dataclass(frozen=True)
 class Done:
     """A task has its outcome: the last result, and how many attempts it took."""
 
@@ -73,7 +98,7 @@ class Done:
     result: Result
 
 
-Instruction = Send | Hold | Release | Done
+Instruction = Send | Hold | Release | Suspend | Resume | Cancel | Done
 
 
 @dataclass
@@ -95,10 +120,13 @@ class Scheduler:
     Args:
         workers: The workers that are there at the start.
         run: Identity of the run; results of another one are ignored.
+        can_hold: Workers can be made to hold still in mid-work.
     """
 
-    def __init__(self, workers: Iterable[WorkerInfo], run: str = "") -> None:
+    def __init__(self, workers: Iterable[WorkerInfo], run: str = "", can_hold: bool = False) -> None:
         self._run = run
+        self._can_hold = can_hold
+        self._held: dict[str, list[int]] = {}
         self._workers = {info.rank: _Worker(info) for info in workers}
         self._queue: list[_Queued] = []
         self._exclusive: list[_Queued] = []
@@ -131,6 +159,10 @@ class Scheduler:
         unwanted = set(task_ids)
         self._withdraw(lambda task: task.id in unwanted)
         return [*self._close_windows(), *self._dispatch()]
+
+    def cancel(self) -> list[Instruction]:
+        """Have every worker give up what it is doing; each task still ends in one ``Done``."""
+        return [Cancel(rank, task.id) for rank, task in self.busy.items()]
 
     def on_event(self, event: Event) -> list[Instruction]:
         """What follows from an event of the transport."""
@@ -170,6 +202,7 @@ class Scheduler:
         for entry in self._withdraw(lambda task: task.rank == event.rank):
             out.append(self._failed(entry.task, event.rank, event.reason))
         if not self._ranks_of(worker.info.host) and self._quiet.pop(worker.info.host, None) is not None:
+            self._held.pop(worker.info.host, None)
             out.append(Release(worker.info.host))
         return [*out, *self._close_windows(), *self._dispatch()]
 
@@ -197,6 +230,7 @@ class Scheduler:
         for host, task in list(self._quiet.items()):
             if task.id not in waiting and task.id not in running:
                 del self._quiet[host]
+                out += [Resume(rank) for rank in self._held.pop(host, []) if rank in self._workers]
                 out.append(Release(host))
         return out
 
@@ -226,10 +260,14 @@ class Scheduler:
                 out.append(Hold(host))
         for host, task in self._quiet.items():
             here = [worker for worker in self._workers.values() if worker.info.host == host]
-            if any(worker.task is not None for worker in here):
+            busy = [worker for worker in here if worker.task is not None]
+            if busy and (not self._can_hold or host in self._held):
                 continue
-            able = [worker for worker in here if task.rank in (None, worker.info.rank)]
+            able = [worker for worker in here if worker.task is None and task.rank in (None, worker.info.rank)]
             if able and any(entry.id == task.id for entry in self._exclusive):
+                if self._can_hold:
+                    self._held[host] = [worker.info.rank for worker in busy]
+                    out += [Suspend(worker.info.rank) for worker in busy]
                 self._exclusive = [entry for entry in self._exclusive if entry.id != task.id]
                 heapq.heapify(self._exclusive)
                 out.append(self._hand(min(able, key=lambda worker: worker.info.rank), task))
@@ -268,4 +306,5 @@ class Scheduler:
     def _hand(self, worker: _Worker, task: Task) -> Send:
         worker.task = task
         self._attempts[task.id] = self._attempts.get(task.id, 0) + 1
-        return Send(worker.info.rank, Request(task.id, task.body, self._attempts[task.id], self._run))
+        request = Request(task.id, task.body, self._attempts[task.id], self._run, task.deadline_s)
+        return Send(worker.info.rank, request)

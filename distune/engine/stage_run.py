@@ -97,10 +97,10 @@ class StageRun:
         """An outcome has arrived. ``trial.id`` is not looked at; the book gives it."""
         self._outcomes[trial.config.hash] = trial
 
-    def decide(self) -> list[Decision]:
-        """The decisions that can be taken now, in candidate order."""
+    def decide(self, limit: int | None = None) -> list[Decision]:
+        """The decisions that can be taken now, in candidate order, at most ``limit`` of them."""
         decisions: list[Decision] = []
-        while not self._over:
+        while not self._over and len(decisions) != limit:
             candidate = self._candidate(self.position)
             if candidate is None:
                 self._over = True

@@ -31,10 +31,15 @@ from distune.journal.signature import differences, signature
 from distune.journal.workspace import Workspace
 from distune.space.tuning_space import TuningSpace, build_space
 from distune.strategies.base import StrategyContext, TuningFinished
+from distune.strategies.leading import settle_recipes
 from distune.strategies.registry import strategies, strategy_class
 from distune.strategies.stage import Trial
 from distune.trial.messages import Accuracy, Export, Exported, Failure, Inspect, Inspection
 from distune.trial.messages import Baseline as ScoreBaseline
+
+_DEADLINE_S = 300.0
+_DEADLINE_BASELINES = 50
+"""A trial may take 50 times what scoring fp32 took, and 300 s at least: beyond that it hangs."""
 
 
 class Tuner:
@@ -53,7 +58,7 @@ class Tuner:
         self._job = job
         self._workspace = workspace
         self._listener = listener or events.Listener()
-        self._dispatcher = Dispatcher(transport, on_event=self._on_event)
+        self._dispatcher = Dispatcher(transport, on_event=self._on_event, can_hold=job.isolation == "process")
         self._started_workers: tuple[WorkerInfo, ...] = tuple(transport.workers)
         self._book = TrialBook(job.exit_policy.max_trials, job.criterion.higher_is_better)
         self._warnings: list[str] = []
@@ -193,11 +198,14 @@ class Tuner:
             job=self._job,
         )
         with suppress(TuningFinished):  # an overridden traverse() may go on asking after the end
+            self._space = settle_recipes(self._space, self._judging.judge, self._skip)
             strategy_type.create(self._space, context).traverse()
         return self._conclude(self._judging)
 
     def _quantize_once(self, space: TuningSpace, judging: Judging) -> RunOutcome:
         """No way to judge was given: the default config is quantized and exported as it is."""
+        for recipe in space.leading:
+            space = space.settled(recipe.name, recipe.choices[0])
         config = space.default()
         trial = self._book.add(judging.measured(Trial(0, "default", config, "not_judged", "default")))
         exported = self._export(trial)
@@ -220,6 +228,7 @@ class Tuner:
         if not isinstance(body, Accuracy):
             raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
         self._baseline = body
+        self._dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * (outcome.end_s - outcome.start_s))
         self._book.baseline = body.value
         self._book.target = target_accuracy(self._job.criterion, body.value)
         check_directions(self._job.evaluation, self._job.criterion, body.directions)
@@ -242,6 +251,7 @@ class Tuner:
 
     def _conclude(self, judging: Judging) -> RunOutcome:
         """Choose among the trials, measure what was chosen, export it."""
+        judging.free_the_workers()
         if self._job.stops_at_first and len(self._book.met) > 1:
             judging.measure_met()  # a stage that did not end the run met, and so did a later one
         choice = self._choose()

@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from distune.errors import JournalError
-from distune.journal.record import Record
+from distune.journal.record import Record, as_read
 from distune.trial.messages import (
     Accuracy,
     Baseline,
@@ -173,16 +173,22 @@ def known_scores(known: Mapping[str, Known], probe: Probe) -> dict[str, float]:
 
 
 def decisions(records: Iterable[Record]) -> list[Mapping[str, Any]]:
-    """Data of the decision records, in candidate order.
+    """The decisions that hold, in candidate order.
 
-    A resumed run takes its decisions again; where one came out differently its ``number`` is there twice, and the later
-    one counts.
+    A resumed run takes its decisions again. From where they differ from those journalled before (another exit policy)
+    they are written anew under the same numbers, and what was journalled from that number on holds no more.
     """
-    taken: dict[Any, Mapping[str, Any]] = {}
+    held: list[Mapping[str, Any]] = []
     for record in records:
         if record.kind == "decision":
-            taken[record.data.get("number", f"record {record.seq}")] = record.data
-    return list(taken.values())
+            del held[int(record.data.get("number", len(held))) :]
+            held.append(record.data)
+    return held
+
+
+def same_decision(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two decisions are the same but for clocks and places (``VOLATILE``)."""
+    return not _differ("", as_read(a), as_read(b))
 
 
 def same_decisions(a: Iterable[Record], b: Iterable[Record]) -> list[str]:

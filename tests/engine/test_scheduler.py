@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distune.distributed.transport import ResultArrived, WorkerInfo, WorkerLost
-from distune.engine.scheduler import Done, Hold, Instruction, Release, Scheduler, Send, Task
+from distune.engine.scheduler import Done, Hold, Instruction, Release, Resume, Scheduler, Send, Suspend, Task
 from distune.space.op_config import TuningConfig
 from distune.trial.messages import Baseline, Failure, MeasureLatency, ProbeAnswer, Result
 
@@ -91,6 +91,20 @@ def test_latency_waits_until_the_host_is_quiet_and_the_neighbours_hold_still() -
     ended = answer(scheduler, rank, 4)
     assert any(isinstance(i, Release) for i in ended)
     assert 5 in sends(ended).values()
+
+
+def test_where_workers_can_be_held_latency_starts_with_the_first_idle_one_and_the_others_hold_still() -> None:
+    scheduler = Scheduler(workers("aaa"), can_hold=True)
+    for number in (1, 2, 3):
+        scheduler.submit(task(number))
+    assert sends(scheduler.submit(task(4, exclusive=True))) == {}
+    started = answer(scheduler, 1, 2)
+    assert sends(started) == {1: 4}
+    assert [i.rank for i in started if isinstance(i, Suspend)] == [0, 2]
+    assert sends(scheduler.submit(task(5))) == {}
+    ended = answer(scheduler, 1, 4)
+    assert [i.rank for i in ended if isinstance(i, Resume)] == [0, 2]
+    assert sends(ended) == {1: 5}
 
 
 @given(
