@@ -25,6 +25,7 @@ from distune.backends.onnxruntime.qdq import Quantized, Range, plan, write_qdq
 from distune.backends.onnxruntime.qoperator import to_qoperator
 from distune.backends.onnxruntime.recipes.catalogue import graph_recipes
 from distune.backends.onnxruntime.recipes.correction import CORRECTIONS, correct, restore
+from distune.backends.onnxruntime.recipes.preparation import Preparation, preparation_recipes
 from distune.backends.onnxruntime.recipes.propagation import add_qdq_pairs_to_weights
 from distune.backends.onnxruntime.recipes.variants import (
     TENSORS_AT_ONCE,
@@ -128,14 +129,19 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, job: TuningJob) -> None:
         self._user_model = load_model(job.model)
-        self._model = prepare(self._user_model)
+        self._preparation = Preparation.of(job.recipes)
+        self._model = prepare(self._user_model, self._preparation)
         self._capability = inspect(self._model)
         self._moment_inputs: tuple[str, ...] = ()
         if job.approach == "weight_only":
             has_data = job.calibration.dataloader is not None
             self._capability = weight_only_capability(self._model, self._capability, job.recipes, has_data)
             self._moment_inputs = calibrated_inputs(self._model, self._capability)
-        recipes = (*self._capability.recipes, *graph_recipes(self._model))
+        recipes = (
+            *self._capability.recipes,
+            *preparation_recipes(self._user_model),
+            *graph_recipes(self._model, self._capability),
+        )
         self._capability = replace(self._capability, recipes=recipes)
         self._weight_only = WeightOnlyWriter(self._model)
         self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
@@ -194,6 +200,8 @@ class OnnxRuntimeBackend(Backend):
         return self._exported(graph, config, self._ranges(graph, config), self._reduce_range)
 
     def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
+        if Preparation.of(config.recipes) != self._preparation:
+            raise TrialError("the config was made with other recipes of preparation than this backend")
         ranges = {name: (float(low), float(high)) for name, (low, high) in deploy.get("ranges", {}).items()}
         weights = restored(deploy.get("weights", {}), config.by_name)
         reduce_range = bool(deploy.get("reduce_range", self._reduce_range))

@@ -13,11 +13,14 @@ import onnx
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
 
 from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex
+from distune.backends.onnxruntime.recipes.preparation import Preparation, gemm_to_matmul
 from distune.backends.onnxruntime.session import optimized_graph
 from distune.errors import ModelError
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Op types whose second input is a weight where it is constant."""
+
+_DEFAULT = Preparation()
 
 _INFERRED = ("onnx.infer", "onnxruntime.quant")
 """Metadata by which ONNX Runtime's quantizer knows that shapes are inferred already."""
@@ -39,19 +42,21 @@ class PreparedModel:
     user_types: dict[str, str]
 
 
-def prepare(model: onnx.ModelProto) -> PreparedModel:
+def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedModel:
     """Simplify ``model`` and infer shapes.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
     """
     try:
-        prepared = optimized_graph(model.SerializeToString(), level="ORT_ENABLE_BASIC")
+        prepared = optimized_graph(model.SerializeToString(), f"ORT_{how.level}", how.disabled_optimizers)
     except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
         raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
     user_types = _restore_names(model, prepared)
     _drop_unused_domains(prepared)
     _restore_interface(model, prepared)
+    if how.gemm_to_matmul:
+        gemm_to_matmul(prepared, user_types)
     prepared = onnx.shape_inference.infer_shapes(prepared, data_prop=True)
     _complete_types(prepared)
     _mark_inferred(prepared)
