@@ -16,7 +16,7 @@ from distune.errors import TrialError
 
 _UNIT = 1 << 20
 _SAFE_MAGNITUDE = 8192.0
-"""Values are clipped to this before they are counted: what is larger is a mask constant, and could overflow the sums."""
+"""Values are clipped to this before they are counted: what is larger is a mask constant and could overflow sums."""
 
 
 @dataclass

@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not output.parent.is_dir():
         raise UsageError(f"--output {output}: its folder does not exist")
     spec = ModelSpec(saved.framework, str(arguments.model.resolve()), quant_format=saved.quant_format)
-    backend = backend_class(saved.framework)(TuningJob(spec))
+    backend = backend_class(saved.framework)(TuningJob(spec, recipes=dict(saved.config.recipes)))
     try:
         exported = backend.apply(saved.deploy, saved.config)
     except KeyError as error:

@@ -29,7 +29,6 @@ from distune.config.vocabulary import (
     GRAPH_LEVELS,
     ON_BY_DEFAULT,
     RECIPES,
-    TENSORFLOW_RECIPES,
 )
 from distune.config.yaml_nodes import plain
 
@@ -150,13 +149,13 @@ def _recipes(value: Any, context: Context) -> dict[str, Any]:
 
 def _recipe_fault(name: str, value: Any, context: Context) -> Fault | None:
     known = context.known.recipes
-    spelled = {*known, *RECIPES, *TENSORFLOW_RECIPES}
+    spelled = {*known, *RECIPES}
     if name not in spelled:
         return Fault(f"unknown recipe{did_you_mean(name, spelled)}", (name,), "key")
     if _unavailable(name, context) and value is not (name in ON_BY_DEFAULT):
         available = ", ".join(sorted(known))
         return Fault(f"this recipe of INC is not available in distune; available: {available}", (name,), "key")
-    if name in (*BOOLEAN_RECIPES, *TENSORFLOW_RECIPES) and not isinstance(value, bool):
+    if name in BOOLEAN_RECIPES and not _booleans(value):
         return Fault(f"expected true or false, got {describe(value)}", (name,))
     if name in ARGUMENT_RECIPES and not isinstance(value, dict):
         return Fault(f"expected keys and values, got {describe(value)}", (name,))
@@ -167,15 +166,19 @@ def _recipe_fault(name: str, value: Any, context: Context) -> Fault | None:
     return None
 
 
+def _booleans(value: Any) -> bool:
+    """``true``, ``false``, or a list of them to tune over."""
+    values = value if isinstance(value, list) and value else [value]
+    return all(isinstance(each, bool) for each in values)
+
+
 def _unavailable(name: str, context: Context) -> bool:
     known = context.known.recipes
-    return context.complete and bool(known) and name not in known and name not in TENSORFLOW_RECIPES
+    return context.complete and bool(known) and name not in known
 
 
 def _idle_recipe(name: str, value: Any, context: Context) -> str:
     """Why a recipe of INC that is accepted does nothing; empty where it does something."""
-    if name in TENSORFLOW_RECIPES:
-        return "it concerns TensorFlow graphs"
     if _unavailable(name, context) and value is (name in ON_BY_DEFAULT):
         return f"distune has no such recipe, and {describe(value)} is what it does anyway"
     return ""

@@ -41,6 +41,9 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Values that change nothing: a recipe that the model or the approach cannot use may be given with them."""
 
+ON_IN_INC = ("gemm_to_matmul", "scale_propagation_max_pooling", "scale_propagation_concat")
+"""Recipes that INC has on by default: switched on for a model that has no op of the kind they do nothing."""
+
 SMOOTH_QUANT_ALPHA = 0.5
 """Alpha of ``smooth_quant: true`` alone."""
 
@@ -114,16 +117,27 @@ def resolve_recipes(
     for name, value in wanted.items():
         recipe = usable.get(name)
         if recipe is None:
-            if name not in DEFAULTS or value != DEFAULTS[name]:
+            idle = name in ON_IN_INC and value is True
+            if not idle and (name not in DEFAULTS or value != DEFAULTS[name]):
                 problems.append(_unusable(name, usable))
         elif isinstance(value, list) and name != "optypes_to_exclude_output_quant":
-            tuned.append(replace(recipe, choices=tuple(dict.fromkeys(value)), leading=recipe.leads))
+            tuned.append(_over(recipe, value, fixed))
         else:
             plain = ",".join(value) if isinstance(value, list) else value
             if plain not in (recipe.default, "", None):
                 fixed[name] = plain
     tuned = [recipe for recipe in tuned if not _takes_one(recipe, fixed)]
     return ResolvedRecipes(tuple(sorted(fixed.items())), tuple(tuned))
+
+
+def _over(recipe: Recipe, values: list[Any], fixed: dict[str, Any]) -> Recipe:
+    """``recipe`` with the user's choices, the default first; where it is not among them the first one is fixed."""
+    choices = dict.fromkeys(values)
+    if recipe.default in choices:
+        choices = dict.fromkeys((recipe.default, *choices))
+    elif not recipe.leads and values:
+        fixed[recipe.name] = values[0]
+    return replace(recipe, choices=tuple(choices))
 
 
 def _takes_one(recipe: Recipe, fixed: dict[str, Any]) -> bool:

@@ -122,6 +122,19 @@ class TuningSpace:
             return out if out.sampling_size else replace(out, sampling_size=self.sampling_sizes[0])
         return replace(out, sampling_size=0) if out.sampling_size else out
 
+    @property
+    def leading(self) -> tuple[Recipe, ...]:
+        """Recipes to be settled before everything else."""
+        return tuple(recipe for recipe in self.recipes if recipe.leads)
+
+    def settled(self, recipe: str, value: Any) -> TuningSpace:
+        """This space with one of its recipes fixed."""
+        return replace(
+            self,
+            recipes=tuple(each for each in self.recipes if each.name != recipe),
+            fixed_recipes=tuple(sorted({**dict(self.fixed_recipes), recipe: value}.items())),
+        )
+
     def variant(self, config: TuningConfig) -> Variant:
         """The recipes of ``config`` that change what is calibrated; none where nothing is quantized."""
         if not config.quantized_ops:

@@ -199,7 +199,6 @@ def test_an_int_where_a_float_is_meant_is_fine() -> None:
         ({"diagnosis": True}, "diagnosis"),
         ({"example_inputs": [1, 2]}, "example_inputs"),
         ({"ni_workload_name": "mine"}, "ni_workload_name"),
-        ({"recipes": {"scale_propagation_concat": True}}, "scale_propagation_concat"),
     ],
 )
 def test_what_has_no_effect_warns(given: dict[str, Any], field: str) -> None:

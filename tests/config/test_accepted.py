@@ -231,11 +231,7 @@ def test_what_has_no_effect_is_said_with_its_place(load: Load, folder: Path) -> 
         f"{folder}/cfg.yaml:13:3: tuning.tensorboard",
         f"{folder}/cfg.yaml:14:35: evaluation.accuracy.configs.kmp_blocktime",
     ]
-    recipes = load(CONSTRAINED).warnings
-    assert [re.findall(r"recipes\.(\w+)", warning) for warning in recipes] == [
-        ["scale_propagation_max_pooling"],
-        ["scale_propagation_concat"],
-    ]
+    assert load(CONSTRAINED).warnings == ()
 
 
 def test_a_recipe_of_inc_that_is_not_here_may_stand_at_its_default(load: Load) -> None:

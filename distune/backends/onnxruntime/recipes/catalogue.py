@@ -8,14 +8,15 @@ from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.recipes.equalization import pairs
 from distune.backends.onnxruntime.recipes.layers import layers
 from distune.backends.onnxruntime.recipes.smooth_quant import smoothable
-from distune.space.capability import Recipe
+from distune.space.capability import Capability, Recipe
 
 _ON_OFF = (False,)
 """Choices of what is off by default and tuned only where the user gives a list: not cheap, or not harmless."""
 
 
-def graph_recipes(model: PreparedModel) -> Iterator[Recipe]:
+def graph_recipes(model: PreparedModel, capability: Capability) -> Iterator[Recipe]:
     """What can be done to the graph of ``model`` and to its quantized form; none of it is tuned by default."""
+    yield from _pre_and_post(model, capability)
     if smoothable(model):
         yield Recipe(
             "smooth_quant",
@@ -115,3 +116,32 @@ def graph_recipes(model: PreparedModel) -> Iterator[Recipe]:
             "The inputs of Concat take the scale of its output, so that it only copies.",
             modes=("static",),
         )
+
+
+def _pre_and_post(model: PreparedModel, capability: Capability) -> Iterator[Recipe]:
+    """Ops with no Conv, MatMul or Gemm before them, or none behind them; whole groups only. Tuned by default."""
+    heavy = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    after, before = _reach(model, heavy, forward=True), _reach(model, heavy, forward=False)
+    inner = {op.group for op in capability.ops if op.name in after and op.name in before}
+    outer = tuple(op.name for op in capability.ops if op.group not in inner)
+    if outer and inner:
+        yield Recipe(
+            "pre_post_process_quantization",
+            True,
+            (True, False),
+            "False keeps ops before the first and behind the last Conv, MatMul or Gemm in fp32.",
+            fp32_ops=outer,
+        )
+
+
+def _reach(model: PreparedModel, op_types: tuple[str, ...], forward: bool) -> set[str]:
+    """Names of the nodes of ``op_types`` and of all that lie behind (``forward``) or before one of them."""
+    reached: set[str] = set()
+    tensors: set[str] = set()
+    nodes = list(model.proto.graph.node)
+    for node in nodes if forward else reversed(nodes):
+        sources, made = (node.input, node.output) if forward else (node.output, node.input)
+        if node.op_type in op_types or any(name in tensors for name in sources):
+            reached.add(node.name)
+            tensors.update(name for name in made if name)
+    return reached

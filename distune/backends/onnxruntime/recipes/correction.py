@@ -294,9 +294,7 @@ def _correct_bias(
     offset = np.rint(bounds.min - low / step)
     index.replace(bias.input[1], np.asarray(step, np.float32))
     index.replace(bias.input[2], np.asarray(offset, integers.dtype))
-    _replace(
-        index, bias.input[0], np.clip(np.rint(real / step) + offset, bounds.min, bounds.max).astype(integers.dtype)
-    )
+    index.replace(bias.input[0], np.clip(np.rint(real / step) + offset, bounds.min, bounds.max))
     return True
 
 

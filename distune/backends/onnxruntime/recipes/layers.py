@@ -95,7 +95,7 @@ class Layer:
     def matrix(self, weight: NDArray[Any]) -> NDArray[Any]:
         """The weight as [groups, outputs of a group, row length]."""
         rows = weight.T if self.transposed else weight
-        return rows.reshape(self.groups, -1, self.row_length)
+        return np.asarray(rows.reshape(self.groups, -1, self.row_length))
 
     def weight_of(self, matrix: NDArray[Any]) -> NDArray[Any]:
         """Inverse of ``matrix``."""
@@ -105,28 +105,28 @@ class Layer:
     def input_peaks(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Largest magnitude of the weights of each input channel, [inputs]."""
         if not self.is_conv:
-            return np.abs(weight).max(self.output_axis)
+            return np.asarray(np.abs(weight).max(self.output_axis))
         grouped = np.abs(weight).reshape(self.groups, -1, self.shape[1], int(np.prod(self.shape[2:])))
         peaks: NDArray[Any] = grouped.max((1, 3)).reshape(-1)
         return peaks
 
     def output_peaks(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Largest magnitude of the weights of each output channel, [outputs]."""
-        return np.abs(self.matrix(weight)).max(2).reshape(-1)
+        return np.asarray(np.abs(self.matrix(weight)).max(2).reshape(-1))
 
     def scale_inputs(self, weight: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
         """The weight with each input channel's weights times its factor."""
         if not self.is_conv:
-            return weight * (factors[:, None] if self.transposed else factors[None, :])
+            return np.asarray(weight * (factors[:, None] if self.transposed else factors[None, :]))
         grouped = weight.reshape(self.groups, -1, self.shape[1], *self.shape[2:])
         shape = (self.groups, 1, self.shape[1], *([1] * (len(self.shape) - 2)))
-        return (grouped * factors.reshape(shape)).reshape(self.shape)
+        return np.asarray((grouped * factors.reshape(shape)).reshape(self.shape))
 
     def scale_outputs(self, weight: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
         """The weight with each output channel's weights times its factor."""
         shape = [1] * len(self.shape)
         shape[self.output_axis] = -1
-        return weight * factors.reshape(shape)
+        return np.asarray(weight * factors.reshape(shape))
 
     def rows(self, values: NDArray[Any], limit: int) -> NDArray[np.float32]:
         """Rows that the weight is multiplied with, [groups, rows, row length], evenly thinned to ``limit`` or less."""
@@ -143,10 +143,12 @@ class Layer:
         axes = tuple(range(2, 2 + rank))
         patches = np.lib.stride_tricks.sliding_window_view(padded, window, axes)
         every = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
-        patches = patches[(*every, *(slice(None, None, d) for d in dilations))]
+        within = (*every, *(slice(None, None, dilation) for dilation in dilations))
+        patches = patches[within]
         positions = np.indices((patches.shape[0], *patches.shape[2 : 2 + rank])).reshape(1 + rank, -1)
         chosen = positions[:, :: -(-positions.shape[1] // limit) or 1]
-        taken = patches[(chosen[0], slice(None), *chosen[1:])]  # [rows, channels, *kernel]
+        where = (chosen[0], slice(None), *chosen[1:])
+        taken = patches[where]  # [rows, channels, *kernel]
         grouped = taken.reshape(len(taken), self.groups, self.row_length)
         return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 
@@ -163,7 +165,7 @@ def layers(model: PreparedModel, names: Iterable[str] | None = None) -> Iterator
 
 def constant(index: GraphIndex, name: str) -> NDArray[Any]:
     """The values of an initializer."""
-    return numpy_helper.to_array(index.initializers[name])
+    return np.asarray(numpy_helper.to_array(index.initializers[name]))
 
 
 def set_constant(proto: onnx.ModelProto, name: str, values: NDArray[Any]) -> None:

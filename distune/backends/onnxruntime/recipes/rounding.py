@@ -77,7 +77,7 @@ def adaptive_rounding(
             break
     restored = np.empty_like(error)
     restored[:, order] = error
-    return np.clip(np.rint((restored + weight) / scale) + zero_point, *limits)
+    return np.asarray(np.clip(np.rint((restored + weight) / scale) + zero_point, *limits))
 
 
 def mean_preserving_rounding(
@@ -97,7 +97,7 @@ def mean_preserving_rounding(
         free = (nearest[row] + direction >= limits[0]) & (nearest[row] + direction <= limits[1])
         order = np.argsort(np.where(free, -gain, np.inf), kind="stable")[: min(abs(excess[row]), int(free.sum()))]
         out[row, order] += direction
-    return out
+    return np.asarray(out)
 
 
 def output_error(

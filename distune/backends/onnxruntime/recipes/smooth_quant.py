@@ -86,7 +86,7 @@ def best_alpha(
     spot: Smoothable, seen: ChannelStatistics, weights: list[NDArray[np.float32]], args: SmoothQuantArgs
 ) -> float:
     """The alpha of the grid with the smallest expected output error; of equals the one nearest to the default."""
-    join = {"mean": np.mean, "min": np.min, "max": np.max}[args.shared_criterion]
+    join = getattr(np, args.shared_criterion)
     losses = {
         alpha: float(
             join(
@@ -184,9 +184,8 @@ def _foldable(index: GraphIndex, spot: Smoothable, channels: int) -> Iterator[tu
     """The constants that make the tensor, each with how it is divided; none where it cannot be folded."""
     producer = index.producer.get(spot.tensor)
     if producer is not None and producer.op_type == "Relu":
-        if index.only_consumer(producer.input[0]) is not producer:
-            return
-        producer = index.producer.get(producer.input[0])
+        before = producer.input[0]
+        producer = index.producer.get(before) if index.only_consumer(before) is producer else None
     if producer is None:
         return
     if producer.op_type == "LayerNormalization" and producer.output[0] == spot.tensor:
