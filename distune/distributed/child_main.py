@@ -16,7 +16,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.frames import FrameDecoder, encode_frame
@@ -71,6 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runner.receive(message)
 
 
+@contextmanager
+def dying_of_errors() -> Iterator[None]:
+    """An unhandled exception ends the process at once, with its traceback.
+
+    Without the interpreter's finalisation, which waits for threads and runs code of libraries that may wait for ever:
+    the agent hears of a death, but not of a child that hangs.
+    """
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however that ends (Linux)."""
     if sys.platform == "linux":
@@ -82,15 +99,16 @@ def die_with_parent(parent: int) -> None:
 def _read(line: socket.socket, inbox: queue.SimpleQueue[bytes]) -> None:
     """Pass messages on, still pickled: unpickling imports, and the working thread may be in the middle of imports."""
     decoder = FrameDecoder()
-    while True:
-        try:
-            data = line.recv(_CHUNK)
-        except OSError:
-            data = b""
-        if not data:
-            os._exit(0)  # the agent is gone; nobody is left to answer
-        for body in decoder.bodies(data):
-            inbox.put(body)
+    with dying_of_errors():  # e.g. a trial has closed descriptors that are not its own
+        while True:
+            try:
+                data = line.recv(_CHUNK)
+            except ConnectionError:
+                data = b""
+            if not data:
+                os._exit(0)  # the agent is gone; nobody is left to answer
+            for body in decoder.bodies(data):
+                inbox.put(body)
 
 
 def _leave_it_to_the_master(signum: int, frame: object) -> None:
@@ -101,4 +119,6 @@ if __name__ == "__main__":
     # Through the package, so that classes have one identity here and in what is unpickled.
     from distune.distributed import child_main
 
-    sys.exit(child_main.main())
+    with child_main.dying_of_errors():
+        code = child_main.main()
+    sys.exit(code)

@@ -78,6 +78,9 @@ class ScriptedRunner:
             os._exit(4)
         time.sleep(60)
 
+    def _close_descriptors(self) -> None:
+        os.closerange(3, 200)
+
     def _sysexit(self) -> None:
         sys.exit(7)
 

@@ -84,6 +84,14 @@ def test_a_dead_child_costs_only_the_request_that_it_was_working_on(open_worker:
     assert data(fine)["received"] == ("statistics 100: 3", "statistics 200: 4")
 
 
+def test_a_trial_that_closes_descriptors_which_are_not_its_own_is_a_failed_one(open_worker: Open) -> None:
+    worker = open_worker()
+    failed = failure(do(worker, ask(1, "close_descriptors")))
+    assert failed.kind == "crash"
+    assert "Bad file descriptor" in failed.detail
+    assert isinstance(do(worker, ask(2)).body, ProbeAnswer)
+
+
 def test_a_crash_in_native_code_shows_the_python_stack(open_worker: Open) -> None:
     assert "in _segfault" in failure(do(open_worker(), ask(1, "segfault"))).detail
 
