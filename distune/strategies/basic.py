@@ -18,8 +18,8 @@ from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import StrategyContext, TuneGenerator, TuneStrategy
 from distune.strategies.default import default_config
 from distune.strategies.fallback import (
+    accumulate,
     accumulated_block_stage,
-    accumulated_stage,
     block_stage,
     impact_order,
     instance_stage,
@@ -195,7 +195,7 @@ class BasicTuneStrategy(TuneStrategy):
         groups = self.space.quantized_groups(base, precision)
         order = yield from self.order(base, groups, precision)
         if order:
-            yield accumulated_stage(self.space, base, order, precision, self.record.remaining)
+            yield from accumulate(self.space, base, order, precision, self.record.remaining)
 
     def order(
         self, base: TuningConfig, groups: tuple[str, ...], precision: Mode

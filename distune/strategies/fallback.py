@@ -6,12 +6,13 @@ Basic and its relatives share these stages; what differs between them is how the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from distune.evaluation.criterion import better
 from distune.space.op_config import Mode, TuningConfig
 from distune.space.tuning_space import TuningSpace
+from distune.strategies.base import TuneGenerator
 from distune.strategies.stage import Candidate, ProbeStage, Stage, StageResult
 
 
@@ -129,32 +130,46 @@ def score_order(scores: Mapping[str, float], groups: Sequence[str]) -> tuple[str
     return tuple(sorted(groups, key=key))
 
 
-def accumulated_stage(
+def accumulate(
     space: TuningSpace, base: TuningConfig, order: Sequence[str], precision: Mode, limit: int, start: int = 2
-) -> Stage:
-    """Growing prefixes of ``order`` in ``precision``, the shortest that meets wins.
+) -> TuneGenerator:
+    """Find the shortest growing prefix of ``order`` whose fallback to ``precision`` meets.
 
     The prefix of all groups is left out: it would be the fp32 model. Where ``limit`` is below the number of prefixes,
-    evenly spaced ones are tried, so that the end of the order is reached within the budget.
+    evenly spaced ones are tried first, with two thirds of the trials, so that the end of the order is reached; then
+    those between the last that did not meet and the first that did.
 
     Args:
+        order: Groups, the one that goes back first in front.
         start: Length of the shortest prefix; 2 where the groups were tried one by one before.
     """
     total = len(space.quantized_groups(base, precision))
-    lengths = _spaced(start, min(len(order), total - 1), limit)
+    last = min(len(order), total - 1)
+    name = f"accumulated fallback to {precision}"
 
-    def candidates() -> Iterator[Candidate]:
-        for length in lengths:
-            yield Candidate(space.fallback(base, order[:length], precision), f"{length} of {total} groups")
+    def stage(name: str, lengths: Sequence[int], ends_run: bool) -> Stage:
+        candidates = (
+            Candidate(space.fallback(base, order[:length], precision), f"{length} of {total} groups")
+            for length in lengths
+        )
+        return Stage(name, candidates, use="prefix", total=len(lengths), order=tuple(order), ends_run=ends_run)
 
-    return Stage(
-        name=f"accumulated fallback to {precision}",
-        candidates=candidates(),
-        exit="first",
-        use="prefix",
-        total=len(lengths),
-        order=tuple(order),
-    )
+    if last - start + 1 <= limit:
+        if last >= start:
+            yield stage(name, range(start, last + 1), True)
+        return
+    coarse = _spaced(start, last, max(1, limit * 2 // 3))
+    if not coarse:
+        return
+    result: StageResult = yield stage(name, coarse, False)
+    if result.finished:
+        return
+    met = next((index for index, trial in enumerate(result.trials) if trial.met), None)
+    first, beyond = (start, last + 1) if met is None else (coarse[met - 1] + 1 if met else start, coarse[met])
+    untried = [length for length in range(first, beyond) if length not in coarse]
+    between = [untried[index] for index in _spaced(0, len(untried) - 1, limit - len(result.trials))]
+    if between:
+        yield stage(f"{name}, between", between, True)
 
 
 def _spaced(first: int, last: int, limit: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from distune.errors import UsageError
 from distune.strategies.base import TuneGenerator, TuneStrategy
 from distune.strategies.default import default_config, default_stage
-from distune.strategies.fallback import accumulated_stage, score_order
+from distune.strategies.fallback import accumulate, score_order
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import whole_number
 from distune.strategies.stage import ProbeResult, ProbeStage, StageResult
@@ -62,4 +62,4 @@ class HAWQ_V2TuneStrategy(TuneStrategy):
                     "need the PyTorch backend, for other models use strategy mse or basic"
                 )
             order = score_order(probe.scores, groups)
-            yield accumulated_stage(self.space, base, order, precision, self.record.remaining, start=1)
+            yield from accumulate(self.space, base, order, precision, self.record.remaining, start=1)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from distune.space.op_config import Mode, TuningConfig
 from distune.strategies.base import TuneGenerator
 from distune.strategies.basic import BasicTuneStrategy
-from distune.strategies.fallback import accumulated_stage, score_order, sensitivity_probe
+from distune.strategies.fallback import accumulate, score_order, sensitivity_probe
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import one_of, whole_number
 from distune.strategies.stage import ProbeResult, ProbeStage
@@ -54,4 +54,4 @@ class MSETuneStrategy(BasicTuneStrategy):
         if not probe.scores and not probe.finished:
             self.context.tell("mse: no op could be scored, so fallback goes in graph order")
         order = score_order(probe.scores, groups)
-        yield accumulated_stage(self.space, base, order, precision, self.record.remaining, start=1)
+        yield from accumulate(self.space, base, order, precision, self.record.remaining, start=1)

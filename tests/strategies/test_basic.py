@@ -5,6 +5,9 @@ from __future__ import annotations
 from distune.space.capability import ModeOptions, OpInfo, TensorOptions
 from distune.space.op_config import FP32, OpConfig
 from distune.space.tuning_space import TuningSpace
+from distune.strategies.fallback import accumulate
+from distune.strategies.stage import StageResult, Trial
+from tests import synthetic
 from tests.strategies.harness import PLAIN, AdditiveModel, mixed_space, play
 
 
@@ -58,3 +61,26 @@ def test_blocks_fall_back_alone_and_then_accumulated_the_most_harmful_first() ->
     assert played.quantized() == {"op0", "op1", "op6"}
     order = next(stage.order for stage in played.stages if stage.name.startswith("accumulated block"))
     assert order == ("block 2", "block 1", "block 0")
+
+
+def test_with_few_trials_the_shortest_prefix_is_still_looked_for_between_those_that_were_tried() -> None:
+    space = synthetic.space(convs=20, matmuls=0)
+    order = [f"conv{index}" for index in range(20)]
+    asked: list[int] = []
+    generator = accumulate(space, space.default(), order, "fp32", limit=9, start=1)
+    stage = next(generator)
+    while True:
+        trials = []
+        for candidate in stage.candidates:
+            length = sum(not candidate.config.by_name[name].is_quantized for name in order)
+            asked.append(length)
+            trials.append(Trial(1, "s", candidate.config, "met" if length >= 7 else "not_met", accuracy=0.0))
+            if length >= 7:
+                break
+        met = next((trial for trial in trials if trial.met), None)
+        try:
+            stage = generator.send(StageResult(tuple(trials), met, None, finished=False))
+        except StopIteration:
+            break
+    assert 7 in asked
+    assert len(asked) <= 9
