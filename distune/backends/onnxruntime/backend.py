@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from distune.backends.onnxruntime.recipes.variants import (
     variant_of,
 )
 from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph
+from distune.backends.onnxruntime.storage import digest, external_files, stored_files, stored_size
 from distune.backends.onnxruntime.weight_only import (
     WEIGHT_ONLY_RECIPES,
     WeightOnlyWriter,
@@ -63,17 +65,22 @@ class OnnxRuntimeModel(RunnableModel):
         threads: Intra-op threads.
         quantized: Names of the weighted ops that the config quantizes.
         warnings: For the user.
+        path: The model's file, where its weights are to be mapped from disk instead of copied from ``proto``.
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, threads: int, quantized: Sequence[str] = (), warnings: Sequence[str] = ()
+        self,
+        proto: onnx.ModelProto,
+        threads: int,
+        quantized: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+        path: str = "",
     ) -> None:
         self._proto = proto
-        self._bytes = proto.SerializeToString()
         self._quantized = tuple(quantized)
         self._warnings = tuple(warnings)
         try:
-            self._session = create_session(self._bytes, threads)
+            self._session = create_session(path or proto, threads)
         except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
             raise TrialError(f"ONNX Runtime cannot load the quantized model: {error}") from error
 
@@ -99,9 +106,9 @@ class OnnxRuntimeModel(RunnableModel):
     def native(self) -> onnx.ModelProto:
         return self._proto
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
-        return len(self._bytes)
+        return stored_size(self._proto)
 
     @property
     def ops_executed_int8(self) -> int:
@@ -119,7 +126,7 @@ class OnnxRuntimeModel(RunnableModel):
     def _execution(self) -> Execution:
         if not self._quantized:
             return Execution((), {})
-        return executed_on_integers(optimized_graph(self._bytes), self._quantized)
+        return executed_on_integers(optimized_graph(self._proto), self._quantized)
 
 
 class OnnxRuntimeBackend(Backend):
@@ -129,6 +136,8 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, job: TuningJob) -> None:
         self._user_model = load_model(job.model)
+        self._path = Path(job.model.path)
+        self._external = external_files(self._path) if job.model.live is None else ()
         self._preparation = Preparation.of(job.recipes)
         self._model = prepare(self._user_model, self._preparation)
         self._capability = inspect(self._model)
@@ -157,14 +166,15 @@ class OnnxRuntimeBackend(Backend):
             capability=self._capability,
             inputs=tuple(_input_info(inputs[name]) for name in self._model.index.inputs),
             outputs=self._model.index.outputs,
-            size_bytes=self._user_model.ByteSize(),
+            size_bytes=stored_size(self._user_model),
             session_options=SESSION_OPTIONS,
             versions={name: version(name) for name in ("onnx", "onnxruntime", "numpy")},
+            digest=digest((self._path, *self._external)) if self._external else "",
         )
 
     def load(self, config: TuningConfig | None, threads: int = 1) -> OnnxRuntimeModel:
         if config is None:
-            return OnnxRuntimeModel(self._user_model, threads)
+            return OnnxRuntimeModel(self._user_model, threads, path=str(self._path) if self._external else "")
         config = self._effective(config)
         graph = self._graph(config)
         ranges = self._ranges(graph, config)
@@ -356,7 +366,7 @@ class OnnxRuntimeBackend(Backend):
             deploy["corrected"] = constants
         if texts := saved(weights, config.by_name):
             deploy["weights"] = texts
-        return ExportedModel({"model.onnx": proto.SerializeToString(deterministic=True)}, deploy)
+        return ExportedModel(stored_files(proto, external=bool(self._external)), deploy)
 
 
 def _input_info(value: onnx.ValueInfoProto) -> InputInfo:

@@ -66,7 +66,7 @@ def collect(
     outputs = [name for name in wanted if name not in inputs]
     size = at_once or max(len(outputs), 1)
     parts = [outputs[start : start + size] for start in range(0, len(outputs), size)] or [[]]
-    sessions = [create_session(with_outputs(model.proto, part).SerializeToString()) for part in parts if part]
+    sessions = [create_session(with_outputs(model.proto, part)) for part in parts if part]
     for number, feed in batches:
         for part, session in zip(parts, sessions, strict=False):
             values = dict(zip(part, session.run(part, dict(feed)), strict=True))

@@ -15,6 +15,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, I
 from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex
 from distune.backends.onnxruntime.recipes.preparation import Preparation, gemm_to_matmul
 from distune.backends.onnxruntime.session import optimized_graph
+from distune.backends.onnxruntime.storage import infer_shapes
 from distune.errors import ModelError
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -49,7 +50,7 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
         ModelError: ONNX Runtime cannot load the model.
     """
     try:
-        prepared = optimized_graph(model.SerializeToString(), f"ORT_{how.level}", how.disabled_optimizers)
+        prepared = optimized_graph(model, f"ORT_{how.level}", how.disabled_optimizers)
     except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
         raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
     user_types = _restore_names(model, prepared)
@@ -57,7 +58,7 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     _restore_interface(model, prepared)
     if how.gemm_to_matmul:
         gemm_to_matmul(prepared, user_types)
-    prepared = onnx.shape_inference.infer_shapes(prepared, data_prop=True)
+    prepared = infer_shapes(prepared)
     _complete_types(prepared)
     _mark_inferred(prepared)
     return PreparedModel(prepared, GraphIndex(prepared), user_types)

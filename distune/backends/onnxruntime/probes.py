@@ -99,7 +99,7 @@ class _Runner:
     def __init__(self, proto: onnx.ModelProto, tensors: Sequence[str] | None = None) -> None:
         self._names = [output.name for output in proto.graph.output] if tensors is None else list(tensors)
         exposed = proto if tensors is None else with_outputs(proto, tensors)
-        self._session = create_session(exposed.SerializeToString())
+        self._session = create_session(exposed)
 
     def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
         return dict(zip(self._names, self._session.run(self._names, dict(feed)), strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,19 @@ SESSION_OPTIONS: Mapping[str, Any] = {
 _QUIET = 3
 
 
-def create_session(model: bytes | str, threads: int = 1) -> ort.InferenceSession:
-    """A session on the bytes or the file of a model with ``SESSION_OPTIONS`` and ``threads`` intra-op threads."""
-    return ort.InferenceSession(model, _options(threads), providers=SESSION_OPTIONS["providers"])
+def create_session(model: bytes | str | onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
+    """A session with ``SESSION_OPTIONS`` and ``threads`` intra-op threads.
+
+    Args:
+        model: The model itself, its bytes, or its file, whose external data is then mapped into memory, so that
+            sessions of several processes share its pages.
+    """
+    with _loadable(model) as source:
+        return ort.InferenceSession(source, _options(threads), providers=SESSION_OPTIONS["providers"])
 
 
 def optimized_graph(
-    model: bytes, level: str = "ORT_ENABLE_ALL", disabled_optimizers: Sequence[str] = ()
+    model: bytes | onnx.ModelProto, level: str = "ORT_ENABLE_ALL", disabled_optimizers: Sequence[str] = ()
 ) -> onnx.ModelProto:
     """The graph that ONNX Runtime would execute (or, at a lower ``level``, a portable simplification of it).
 
@@ -41,13 +48,35 @@ def optimized_graph(
 
     options = _options(1)
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    with tempfile.TemporaryDirectory(prefix="distune-") as folder:
+    with _loadable(model) as source, tempfile.TemporaryDirectory(prefix="distune-") as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
+        if isinstance(source, str):  # too large for one message, so is the outcome
+            key = "session.optimized_model_external_initializers_"
+            options.add_session_config_entry(f"{key}file_name", "optimized.data")
+            options.add_session_config_entry(f"{key}min_size_in_bytes", "1024")
         ort.InferenceSession(
-            model, options, providers=SESSION_OPTIONS["providers"], disabled_optimizers=list(disabled_optimizers)
+            source, options, providers=SESSION_OPTIONS["providers"], disabled_optimizers=list(disabled_optimizers)
         )
         return onnx.load(path)
+
+
+@contextmanager
+def _loadable(model: bytes | str | onnx.ModelProto) -> Iterator[bytes | str]:
+    """What ONNX Runtime loads a model from: bytes, or a file, a temporary one where the model is too large for bytes.
+
+    ONNX Runtime keeps the weights of such a file mapped or read; the file itself may go once the session exists.
+    """
+    if isinstance(model, bytes | str):
+        yield model
+        return
+    from distune.backends.onnxruntime.storage import is_large, write
+
+    if not is_large(model):
+        yield model.SerializeToString()
+        return
+    with tempfile.TemporaryDirectory(prefix="distune-") as folder:
+        yield str(write(model, Path(folder)))
 
 
 def _options(threads: int) -> ort.SessionOptions:

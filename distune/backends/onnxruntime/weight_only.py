@@ -20,6 +20,7 @@ from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.matmul_nbits import ACCURACY_LEVELS, DOMAIN, native_bits, node, runs, stored
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.session import create_session
+from distune.backends.onnxruntime.storage import weight_bytes
 from distune.backends.second_moments import SecondMoments
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import BITS, GroupedWeight, WeightFormat
@@ -106,7 +107,7 @@ def collect_moments(
     statistics = CalibrationStatistics()
     inputs = set(model.index.inputs) & set(tensors)
     outputs = [name for name in tensors if name not in inputs]
-    session = create_session(with_outputs(model.proto, outputs).SerializeToString())
+    session = create_session(with_outputs(model.proto, outputs))
     for _, feed in batches:
         values = dict(zip(outputs, session.run(outputs, dict(feed)), strict=True)) if outputs else {}
         statistics.add_moments({**values, **{name: feed[name] for name in inputs}})
@@ -121,7 +122,7 @@ class WeightOnlyWriter:
 
     def __init__(self, model: PreparedModel) -> None:
         self._model = model
-        self._limit = max(model.proto.ByteSize(), _SMALLEST_CACHE)
+        self._limit = max(weight_bytes(model.proto), _SMALLEST_CACHE)
         self._kept: OrderedDict[tuple[Any, ...], GroupedWeight] = OrderedDict()
         self._bytes = 0
 
