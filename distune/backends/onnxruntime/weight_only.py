@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from distune.backends.base import Feed
 from distune.backends.onnxruntime.calibration import with_outputs
+from distune.backends.onnxruntime.folding import fold_into_normalization
 from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.matmul_nbits import ACCURACY_LEVELS, DOMAIN, native_bits, node, runs, stored
 from distune.backends.onnxruntime.preprocess import PreparedModel
@@ -187,6 +188,7 @@ class WeightOnlyWriter:
         storage = recipes.get(STORAGE, "native")
         stood_in: dict[str, list[str]] = {}
         constants: dict[str, onnx.TensorProto] = {}
+        scaled = {f"{name}_scale" for name, weight in weights.items() if weight.input_scale is not None}
         nodes: list[onnx.NodeProto] = []
         for graph_node in proto.graph.node:
             weight = weights.get(graph_node.name)
@@ -214,6 +216,7 @@ class WeightOnlyWriter:
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
         proto.graph.initializer.extend(constants.values())
+        fold_into_normalization(proto, [made.name for made in nodes if made.name in scaled])
         _drop_unused_constants(proto)
         if all(entry.domain != DOMAIN for entry in proto.opset_import):
             proto.opset_import.append(helper.make_opsetid(DOMAIN, _OPSET_OF_DOMAIN))
