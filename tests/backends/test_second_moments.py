@@ -78,3 +78,8 @@ def test_they_travel_with_the_statistics_of_ranges() -> None:
     assert back.moments["x"].to_bytes() == counted(data).to_bytes()
     assert back.moments["y"].channels == 4
     assert back.range("range") == CalibrationStatistics.from_bytes(whole).range("range")
+
+
+def test_the_size_depends_on_the_channels_alone() -> None:
+    sizes = {len(counted(batches(count)).to_bytes()) for count in (1, 40)}
+    assert sizes == {16 + 8 * 12 * 13 + 16 * 12}
