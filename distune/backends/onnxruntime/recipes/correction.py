@@ -142,7 +142,7 @@ class _Constants(GraphIndex):
         """Give a constant other values of the same type."""
         tensor = self.initializers[name]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name))
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, dtype, order="C"), name))
         self.changed[name] = tensor
 
 

@@ -172,7 +172,7 @@ def set_constant(proto: onnx.ModelProto, name: str, values: NDArray[Any]) -> Non
     """Give an initializer new values (of the same type, any shape)."""
     tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name))
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, dtype, order="C"), name))
 
 
 def layer_of(index: GraphIndex, node: onnx.NodeProto) -> Layer | None:

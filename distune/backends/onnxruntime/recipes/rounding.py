@@ -5,8 +5,8 @@ Quantization", ICML 2020 (arXiv:2004.10568), section 3: rounding every weight to
 the layer's output. With second moments ``H = E[x xᵀ]`` of the layer's input the expected squared output error of a row
 ``w`` is ``d H dᵀ``, ``d = s (q - z) - w``, and every ``q`` is the integer below or above (equation 13, a quadratic
 unconstrained binary problem for each row). The authors relax it and descend by gradient; here it is solved by
-coordinate descent on the binary problem itself, all rows at once, which needs no hyperparameters, lowers the error with
-every step, is deterministic, and stops after a fixed number of sweeps.
+coordinate descent on the binary problem itself, all rows at once and from two starts, which needs no hyperparameters,
+lowers the error with every step, is deterministic, and stops after a fixed number of sweeps.
 """
 
 from __future__ import annotations
@@ -50,34 +50,69 @@ def adaptive_rounding(
     above = np.clip(below + 1, *limits)
     nearest = np.clip(np.rint(weight / scale) + zero_point, *limits)
     low, high = (below - zero_point) * scale - weight, (above - zero_point) * scale - weight
-    error = (nearest - zero_point) * scale - weight
     order = np.argsort(-np.diag(damped), kind="stable")
-    damped = damped[np.ix_(order, order)]
-    error, low, high = error[:, order], low[:, order], high[:, order]
-    gradient = error @ damped
-    for _ in range(sweeps):
-        changed = False
-        for start in range(0, inputs, _BLOCK):
-            stop = min(start + _BLOCK, inputs)
-            before = error[:, start:stop].copy()
-            inner = gradient[:, start:stop].copy()
-            for j in range(start, stop):
-                diagonal = damped[j, j]
-                wanted = error[:, j] - inner[:, j - start] / diagonal
-                chosen = np.where(np.abs(low[:, j] - wanted) <= np.abs(high[:, j] - wanted), low[:, j], high[:, j])
-                step = chosen - error[:, j]
-                if step.any():
-                    inner += step[:, None] * damped[j, start:stop]
-                    error[:, j] = chosen
-            moved = error[:, start:stop] - before
-            if moved.any():
-                changed = True
-                gradient += moved @ damped[start:stop]
-        if not changed:
-            break
+    damped, low, high = damped[np.ix_(order, order)], low[:, order], high[:, order]
+    starts = (((nearest - zero_point) * scale - weight)[:, order], _compensated(low, high, damped))
+    error, cost = np.empty_like(low), np.full(len(weight), np.inf)
+    for start in starts:
+        found = _descend(start, low, high, damped, sweeps)
+        reached = ((found @ damped) * found).sum(1)
+        better = reached < cost
+        error[better], cost[better] = found[better], reached[better]
     restored = np.empty_like(error)
     restored[:, order] = error
     return np.asarray(np.clip(np.rint((restored + weight) / scale) + zero_point, *limits))
+
+
+def _descend(
+    start: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    moments: NDArray[np.float64],
+    sweeps: int,
+) -> NDArray[np.float64]:
+    """Errors of the weights after coordinate descent from ``start``: each ``low`` or ``high``, [outputs, inputs]."""
+    error = start.copy()
+    gradient = error @ moments
+    for _ in range(sweeps):
+        changed = False
+        for begin in range(0, error.shape[1], _BLOCK):
+            block = slice(begin, min(begin + _BLOCK, error.shape[1]))
+            before, inner = error[:, block].copy(), gradient[:, block].copy()
+            for j in range(block.start, block.stop):
+                wanted = error[:, j] - inner[:, j - begin] / moments[j, j]
+                chosen = np.where(np.abs(low[:, j] - wanted) <= np.abs(high[:, j] - wanted), low[:, j], high[:, j])
+                step = chosen - error[:, j]
+                if step.any():
+                    inner += step[:, None] * moments[j, block]
+                    error[:, j] = chosen
+            moved = error[:, block] - before
+            if moved.any():
+                changed = True
+                gradient += moved @ moments[block]
+        if not changed:
+            break
+    return error
+
+
+def _compensated(
+    low: NDArray[np.float64], high: NDArray[np.float64], moments: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A start that looks ahead: weights are rounded one after the other, and what each one leaves is taken up by those
+    to come, as far as real numbers could (the step of E. Frantar et al., "GPTQ", arXiv:2210.17323, section 3)."""
+    factor = np.linalg.cholesky(np.linalg.inv(moments)).T
+    wanted = np.zeros_like(low)
+    error = np.empty_like(low)
+    for begin in range(0, low.shape[1], _BLOCK):
+        end = min(begin + _BLOCK, low.shape[1])
+        left = np.empty((len(low), end - begin))
+        for j in range(begin, end):
+            nearer = np.abs(low[:, j] - wanted[:, j]) <= np.abs(high[:, j] - wanted[:, j])
+            error[:, j] = np.where(nearer, low[:, j], high[:, j])
+            left[:, j - begin] = (wanted[:, j] - error[:, j]) / factor[j, j]
+            wanted[:, j + 1 : end] -= left[:, j - begin : j - begin + 1] * factor[j, j + 1 : end]
+        wanted[:, end:] -= left @ factor[begin:end, end:]
+    return error
 
 
 def mean_preserving_rounding(
