@@ -19,6 +19,7 @@ from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.cpu import needs_reduce_range
 from distune.backends.onnxruntime.dynamic import write_dynamic
 from distune.backends.onnxruntime.execution import Execution, executed_on_integers
+from distune.backends.onnxruntime.half import offer_fp16, write_fp16
 from distune.backends.onnxruntime.model import load_model
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
@@ -152,6 +153,8 @@ class OnnxRuntimeBackend(Backend):
             *graph_recipes(self._model, self._capability),
         )
         self._capability = replace(self._capability, recipes=recipes)
+        if any("fp16" in role.get("dtype", ()) for rule in job.constraints for role in (rule.weight, rule.activation)):
+            self._capability = offer_fp16(self._model, self._capability)
         self._weight_only = WeightOnlyWriter(self._model)
         self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
         self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
@@ -169,8 +172,12 @@ class OnnxRuntimeBackend(Backend):
             size_bytes=stored_size(self._user_model),
             session_options=SESSION_OPTIONS,
             versions={name: version(name) for name in ("onnx", "onnxruntime", "numpy")},
-            digest=digest((self._path, *self._external)) if self._external else "",
+            digest=self._digest,
         )
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest((self._path, *self._external)) if self._external else ""
 
     def load(self, config: TuningConfig | None, threads: int = 1) -> OnnxRuntimeModel:
         if config is None:
@@ -299,6 +306,7 @@ class OnnxRuntimeBackend(Backend):
             add_qdq_pairs_to_weights(quantized.proto, graph.model, planned.weights)
         dynamic = {name: op for name, op in config.ops if op.mode == "dynamic"}
         write_dynamic(quantized.proto, dynamic, reduce_range)
+        write_fp16(quantized.proto, {name for name, op in config.ops if op.mode == "fp16"})
         remarks = self._weight_only.write(quantized.proto, self._weights(config, weights or {}), dict(config.recipes))
         return replace(quantized, warnings=(*quantized.warnings, *remarks))
 
