@@ -1,6 +1,7 @@
 """Evaluation of a sentence encoder on STS-B: Spearman correlation of cosine similarities with human scores.
 
-Sentences are sorted by length, so that a batch is padded no longer than needed. DISTUNE_ASSETS is the folder with data/.
+Sentences are sorted by length, so that a batch is padded no longer than needed. DISTUNE_ASSETS is the folder with
+data/.
 """
 
 from __future__ import annotations
