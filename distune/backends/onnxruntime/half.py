@@ -1,6 +1,6 @@
 """fp16 as a precision between int8 and fp32, op by op.
 
-The ops compute in fp16 where an execution provider has a kernel. ONNX Runtime's CPU provider on x86 has few: of the
+The ops compute in fp16 where an execution provider has a kernel. ONNX Runtime's CPU provider on x86 has few: for the
 others it widens the weights once, when it loads the model, and computes in fp32. There the gain is the file, half as
 large; the time is that of fp32. So it is offered only where a rule of the user names it.
 """

@@ -20,6 +20,7 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
 
 from distune.backends.onnxruntime.capability import activation_inputs, activation_outputs, weight_input
+from distune.backends.onnxruntime.ends import floating_ends
 from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex, attribute
 from distune.backends.onnxruntime.options import OP_KINDS, SAME_RANGE
 from distune.backends.onnxruntime.preprocess import PreparedModel
@@ -53,6 +54,7 @@ class Plan:
             included.
         shared: Tensors that take the range of another one, by name.
         options: ``extra_options`` of ONNX Runtime's quantizer.
+        float_outputs: Outputs of quantized products that stay in floating point.
     """
 
     nodes: tuple[str, ...]
@@ -60,6 +62,7 @@ class Plan:
     weights: Mapping[str, tuple[TensorConfig, int | None]]
     shared: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    float_outputs: frozenset[str] = frozenset()
 
 
 def plan(model: PreparedModel, config: TuningConfig) -> Plan:
@@ -78,7 +81,8 @@ def plan(model: PreparedModel, config: TuningConfig) -> Plan:
     recipes = dict(config.recipes)
     if not recipes.get("scale_propagation_max_pooling", True):
         static = {name: op for name, op in static.items() if model.index.nodes[name].op_type != "MaxPool"}
-    nodes = [node for node in model.proto.graph.node if node.name in static]
+    in_float, float_outputs = floating_ends(model.proto, model.index, static)
+    nodes = [node for node in model.proto.graph.node if node.name in static and node.name not in in_float]
     read: dict[str, TensorConfig] = {}
     written: dict[str, TensorConfig] = {}
     weights: dict[str, tuple[TensorConfig, int | None]] = {}
@@ -92,7 +96,8 @@ def plan(model: PreparedModel, config: TuningConfig) -> Plan:
         for name in activation_inputs(model.index, node):
             read.setdefault(name, op.activation)
         for name in activation_outputs(model.index, node):
-            written.setdefault(name, op.activation)
+            if name not in float_outputs:
+                written.setdefault(name, op.activation)
         if OP_KINDS[node.op_type] not in ("weighted", "lookup"):
             for name in node.input:
                 if name != own and name in model.index.initializers and model.index.is_float(name):
@@ -100,7 +105,8 @@ def plan(model: PreparedModel, config: TuningConfig) -> Plan:
     activations = {**written, **read}
     shared = concat_ranges(model, nodes, activations) if recipes.get("scale_propagation_concat") else {}
     activations.update({name: activations[source] for name, source in shared.items()})
-    return Plan(tuple(node.name for node in nodes), activations, weights, shared, quantizer_options(recipes))
+    names = tuple(node.name for node in nodes)
+    return Plan(names, activations, weights, shared, quantizer_options(recipes), float_outputs)
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,7 @@ def write_qdq(
             keep_activation_before=kept,
             cache=cache,
             extra_options=planned.options,
+            float_outputs=planned.float_outputs,
         )
         quantized = quantizer.write()
     except (ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:

@@ -80,6 +80,8 @@ class _Rewriter:
             return node
         sources = [self._source(name) for name in node.input]
         targets = [self._target(name) for name in node.output]
+        if node.op_type == "MatMul" and targets == [None]:
+            return _to_float(node, sources)
         if not sources or sources[0] is None or any(target is None for target in targets):
             return node
         outputs = [target for target in targets if target is not None]
@@ -155,6 +157,15 @@ def _matmul(node: onnx.NodeProto, sources: _Sources, output: _Quantized) -> onnx
     if a is None or b is None:
         return None
     return _made(node, "QLinearMatMul", [*a.names, *b.names, output.scale, output.zero_point], output)
+
+
+def _to_float(node: onnx.NodeProto, sources: _Sources) -> onnx.NodeProto:
+    """A product of integers whose result is floating point."""
+    a, b = sources
+    if a is None or b is None:
+        return node
+    inputs = [a.data, b.data, a.scale, b.scale, a.zero_point, b.zero_point]
+    return helper.make_node("MatMulIntegerToFloat", inputs, list(node.output), node.name, domain=MICROSOFT)
 
 
 def _gemm(node: onnx.NodeProto, sources: _Sources, output: _Quantized) -> onnx.NodeProto | None:

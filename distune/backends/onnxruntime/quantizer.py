@@ -91,6 +91,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
             that saturation does not do their work.
         cache: Shared by all variants of one model.
         extra_options: More of ``quantize_static``'s ``extra_options``.
+        float_outputs: Outputs of quantized ops that stay in floating point.
     """
 
     model: ONNXModel
@@ -106,6 +107,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         keep_activation_before: Collection[str],
         cache: WeightCache,
         extra_options: Mapping[str, Any] | None = None,
+        float_outputs: Collection[str] = (),
     ) -> None:
         super().__init__(
             model,
@@ -122,6 +124,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         self.model = _IndexedModel(self.model.model)
         self._keep_activation_before = keep_activation_before
         self._cache = cache
+        self._float_outputs = float_outputs
         self.warnings: list[str] = []
 
     def write(self) -> onnx.ModelProto:
@@ -131,6 +134,10 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         self.model.topological_sort()
         proto: onnx.ModelProto = self.model.model
         return proto
+
+    def quantize_activation_tensor(self, tensor_name: str) -> None:
+        if tensor_name not in self._float_outputs:
+            super().quantize_activation_tensor(tensor_name)
 
     def try_replacing_upstream_output(self, upstream_output_name: str, output_name: str) -> bool:
         if output_name in self._keep_activation_before:
