@@ -93,6 +93,10 @@ class Recipe:
     modes: tuple[Mode, ...] = ()
     leads: bool = False
 
+    def is_default(self, value: Any) -> bool:
+        """Whether ``value`` is the default: of its type too, since an alpha of 0.0 is not ``False``."""
+        return type(value) is type(self.default) and bool(value == self.default)
+
 
 @dataclass(frozen=True)
 class Capability:

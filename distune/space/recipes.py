@@ -124,7 +124,7 @@ def resolve_recipes(
             tuned.append(_over(recipe, value, fixed))
         else:
             plain = ",".join(value) if isinstance(value, list) else value
-            if plain not in (recipe.default, "", None):
+            if not recipe.is_default(plain) and plain not in ("", None):
                 fixed[name] = plain
     tuned = [recipe for recipe in tuned if not _takes_one(recipe, fixed)]
     return ResolvedRecipes(tuple(sorted(fixed.items())), tuple(tuned))
@@ -132,11 +132,11 @@ def resolve_recipes(
 
 def _over(recipe: Recipe, values: list[Any], fixed: dict[str, Any]) -> Recipe:
     """``recipe`` with the user's choices, the default first; where it is not among them the first one is fixed."""
-    choices = dict.fromkeys(values)
-    if recipe.default in choices:
-        choices = dict.fromkeys((recipe.default, *choices))
-    elif not recipe.leads and values:
-        fixed[recipe.name] = values[0]
+    choices = list({(type(value), value): value for value in values}.values())  # False is no alpha of 0.0
+    if any(recipe.is_default(value) for value in choices):
+        choices = [recipe.default, *(value for value in choices if not recipe.is_default(value))]
+    elif not recipe.leads and choices:
+        fixed[recipe.name] = choices[0]
     return replace(recipe, choices=tuple(choices))
 
 
@@ -144,7 +144,7 @@ def _takes_one(recipe: Recipe, fixed: dict[str, Any]) -> bool:
     """A list of one value fixes it."""
     if len(recipe.choices) > 1:
         return False
-    if recipe.choices and recipe.choices[0] != recipe.default:
+    if recipe.choices and not recipe.is_default(recipe.choices[0]):
         fixed[recipe.name] = recipe.choices[0]
     return True
 

@@ -109,7 +109,7 @@ class TuningSpace:
         kept: list[tuple[str, Any]] = []
         for name, value in config.recipes:
             recipe = recipes.get(name)
-            if recipe is None or value == recipe.default:
+            if recipe is None or recipe.is_default(value):
                 continue
             if recipe.fp32_ops:
                 changes.update({op: FP32 for op in recipe.fp32_ops if op in config.by_name})
