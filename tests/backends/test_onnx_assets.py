@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeModel
-from distune.config.job import ModelSpec, TuningJob
+from distune.config.job import Approach, ModelSpec, TuningJob
 from distune.space.op_config import FP32, TuningConfig
+from distune.space.tuning_space import TuningSpace, build_space
 
 pytestmark = [pytest.mark.assets, pytest.mark.full]
 
@@ -75,3 +77,61 @@ def test_a_depthwise_convolution_that_falls_back_keeps_its_accuracy(assets: Path
     assert task.accuracy(loaded) == pytest.approx(0.796, abs=0.004)
     assert loaded.ops_executed_int8 == 26
     assert dict(loaded.reasons) == {}
+
+
+@dataclass(frozen=True)
+class TransformerTask:
+    """fp32, the default config of an approach, and its space."""
+
+    fp32: OnnxRuntimeModel
+    quantized: OnnxRuntimeModel
+    space: TuningSpace
+
+
+def transformer(assets: Path, name: str, feeds: list[dict[str, np.ndarray]], approach: Approach) -> TransformerTask:
+    backend = OnnxRuntimeBackend(TuningJob(ModelSpec("onnxruntime", str(assets / "models" / f"{name}.onnx"))))
+    space = build_space(backend.facts().capability, (), approach, {}, (64,))
+    config = space.default()
+    if config.needs_calibration:
+        backend.set_statistics((), 64, backend.calibrate((), enumerate(feeds)))
+    return TransformerTask(backend.load(None), backend.load(config), space)
+
+
+@pytest.mark.parametrize("approach", ["static", "dynamic"])
+def test_the_default_of_a_character_gpt_keeps_its_perplexity(assets: Path, approach: Approach) -> None:
+    tokens, calibration = (
+        np.load(assets / "data" / f"shakespeare_{part}.npz")["tokens"].astype(np.int64) for part in ("eval", "calib")
+    )
+    feeds = [{"input_ids": calibration[start : start + 8, :-1]} for start in range(0, 64, 8)]
+    task = transformer(assets, "chargpt_shakespeare", feeds, approach)
+
+    def loss(model: OnnxRuntimeModel) -> float:
+        logits = model.predict({"input_ids": tokens[:64, :-1]})[0].astype(np.float64)
+        top = logits.max(-1, keepdims=True)
+        normalizer = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
+        return float((normalizer - np.take_along_axis(logits, tokens[:64, 1:, None], -1)[..., 0]).mean())
+
+    assert np.exp(loss(task.quantized) - loss(task.fp32)) - 1 < 0.004
+    assert task.quantized.ops_executed_int8 == 18
+    assert [len(block) for block in task.space.blocks] == [6] * 4
+
+
+@pytest.mark.parametrize("approach", ["static", "dynamic"])
+def test_the_default_of_a_sentence_encoder_keeps_its_embeddings(assets: Path, approach: Approach) -> None:
+    """Cosine of the fp32 and the int8 embedding of a sentence: 0.6 and less where masks or softmax are quantized."""
+    test, calibration = (np.load(assets / "data" / f"stsb_{part}.npz") for part in ("test", "calib"))
+
+    def side(data: Mapping[str, np.ndarray], start: int) -> dict[str, np.ndarray]:
+        mask = data["attention_mask_a"][start : start + 8].astype(np.int64)
+        length = int(mask.sum(1).max())
+        ids = data["input_ids_a"][start : start + 8].astype(np.int64)
+        return {"input_ids": ids[:, :length], "attention_mask": mask[:, :length]}
+
+    task = transformer(assets, "minilm_stsb", [side(calibration, start) for start in range(0, 64, 8)], approach)
+    cosines = []
+    for start in range(0, 128, 8):
+        feed = side(test, start)
+        cosines.append((task.fp32.predict(feed)[0] * task.quantized.predict(feed)[0]).sum(1))
+    assert np.concatenate(cosines).mean() > 0.97
+    assert task.quantized.ops_executed_int8 == 37
+    assert [len(block) for block in task.space.blocks] == [8] * 6

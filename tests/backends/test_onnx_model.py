@@ -125,3 +125,12 @@ def test_preparation_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("tempfile.tempdir", None)
     prepare(load_model(spec(convolution_model())))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_that_is_a_sequence_is_refused_by_name() -> None:
+    proto = convolution_model()
+    element = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    sequence = onnx.helper.make_value_info("frames", onnx.helper.make_sequence_type_proto(element))
+    proto.graph.input.append(sequence)
+    with pytest.raises(ModelError, match="input 'frames' is no tensor but a sequence"):
+        load_model(ModelSpec("onnxruntime", live=proto))

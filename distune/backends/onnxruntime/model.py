@@ -95,6 +95,12 @@ def _check(model: onnx.ModelProto, where: str) -> None:
     done = sorted({node.op_type for node in model.graph.node if node.op_type in QUANTIZED_OPS})
     if done:
         raise ModelError(f"{where} is quantized already (it contains {', '.join(done)}); give the fp32 model")
+    strange = [value.name for value in model.graph.input if value.type.WhichOneof("value") != "tensor_type"]
+    if strange:
+        raise ModelError(
+            f"{where}: input {strange[0]!r} is no tensor but a {_kind(model, strange[0])}; only tensors can be "
+            "calibrated and fed. Export the model with one tensor an input"
+        )
     local = {(function.domain, function.name) for function in model.functions}
     unknown = sorted(
         {
@@ -108,6 +114,11 @@ def _check(model: onnx.ModelProto, where: str) -> None:
             f"{where} uses operators that ONNX Runtime does not bring: {', '.join(unknown)}; "
             "export the model without them (custom operator libraries are not supported)"
         )
+
+
+def _kind(model: onnx.ModelProto, name: str) -> str:
+    kind = next(value for value in model.graph.input if value.name == name).type.WhichOneof("value") or "untyped value"
+    return str(kind).removesuffix("_type")
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
