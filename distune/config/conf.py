@@ -261,7 +261,7 @@ class PostTrainingQuantConfig(_Judged):
         device: ``cpu``.
         backend: ``default``.
         domain: What the model is for; accepted and without effect.
-        recipes: Recipes that are fixed; those not named here may be tuned.
+        recipes: A value is fixed, a list of values is tuned over; those not named here may be tuned.
         quant_format: ``QDQ`` or ``QOperator`` (ONNX).
         inputs, outputs: Names; the model's own by default.
         approach: ``static``, ``dynamic``, ``auto`` (either, per op) or ``weight_only``.

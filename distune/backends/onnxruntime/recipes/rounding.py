@@ -92,7 +92,7 @@ def _descend(
                 gradient += moved @ moments[block]
         if not changed:
             break
-    return error
+    return np.asarray(error)
 
 
 def _compensated(
