@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import distune
+from distune.config.launcher_variables import without_launcher
 from distune.distributed.frames import FrameDecoder
 
 TAIL_BYTES = 4096
 """How much of a dead child's last words goes into the failure."""
 
 _CHUNK = 1 << 20
-_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "PMI2_", "HYDRA_", "HYDI_")
 _CLOSE_S = 2.0
 _ROTATE_BYTES = 16 << 20
 
@@ -204,7 +204,7 @@ class ChildOutput:
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """``environment`` without what an MPI launcher put there, and with the parent's import path for the start."""
-    kept = {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER_PREFIXES)}
+    kept = without_launcher(environment)
     package = str(Path(distune.__file__).resolve().parents[1])
     # The setup message gives the child the exact path; this is for the imports that come before it.
     kept["PYTHONPATH"] = os.pathsep.join([path for path in sys.path if path] + [package])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distune.config.launcher_variables import without_launcher
 from distune.errors import TrialError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 600.0
 
-_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI_")
 _STATUS = Path("/proc/self/status")
 _ERROR_TAIL = 2000
 
@@ -77,7 +77,7 @@ def peak_resident_bytes(
 
 def _environment() -> dict[str, str]:
     """This process's variables without the launcher's, and with this package importable."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER_PREFIXES)}
+    kept = without_launcher(os.environ)
     root = str(Path(__file__).resolve().parents[2])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH", "")]))
     return kept
