@@ -56,6 +56,8 @@ def _of_path(path: str, name: str) -> ModelSpec:
     if framework == "pytorch":
         raise UsageError(f"model {path!r}: the PyTorch backend is not there yet; export the model to ONNX")
     absolute = os.path.abspath(os.path.expanduser(path))
+    if Path(absolute).is_dir():
+        raise ModelError(f"model {path!r} is a folder; name the model file in it")
     if not Path(absolute).is_file():
         raise ModelError(f"model file {path!r} does not exist (looked for {absolute})")
     return ModelSpec("onnxruntime", absolute, name)

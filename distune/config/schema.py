@@ -31,6 +31,7 @@ A field with ``no_effect`` in its extra is accepted because files of 1.x carry i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -63,7 +64,15 @@ def _framework(value: Any) -> str:
 def _model_path(value: Any, context: Context) -> str:
     if isinstance(value, str) and split_reference(_expanded(value, context))[1]:
         return reference(value, context, attribute=True)
-    return resolved(value, context, must_exist=True)
+    path = resolved(value, context, must_exist=True)
+    if context.complete and os.path.isdir(path):
+        raise FaultError.of(f"{path} is a folder; name the model file in it{_models_in(path)}")
+    return path
+
+
+def _models_in(folder: str) -> str:
+    found = sorted(name for name in os.listdir(folder) if name.endswith(".onnx"))
+    return f", e.g. {found[0]}" if found else ""
 
 
 def _expanded(path: str, context: Context) -> str:

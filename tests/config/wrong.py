@@ -47,6 +47,11 @@ CORPUS = [
         ("post_training_static_quant, post_training_dynamic",),
     ),
     Wrong("resume", "tuning:\n  workspace: {▸resume: here}", ("a run resumes by itself",)),
+    Wrong(
+        "folder as model",
+        "model: {framework: onnxruntime, path: ▸.}\nquantization: {approach: dynamic}",
+        ("is a folder; name the model file in it",),
+    ),
     # Types
     Wrong("section is text", "tuning: ▸fast", ("tuning: expected keys and values, got 'fast'",)),
     Wrong("section is a list", "tuning:\n▸- a\n", ("expected keys and values, got a list",)),
