@@ -87,8 +87,8 @@ class Workspace:
         """Make the folder where it is missing, check that it can be written, and lock it.
 
         Args:
-            fresh: Start over: an old journal and result are kept aside as ``journal-<n>.jsonl`` and
-                ``result-<n>.json``.
+            fresh: Start over: an old journal, result and best model are kept aside as ``journal-<n>.jsonl``,
+                ``result-<n>.json`` and ``best-<n>/``.
 
         Raises:
             WorkspaceError: The folder cannot be made or written, or another run holds it.
@@ -200,12 +200,13 @@ class Workspace:
         self._owner = me
 
     def _set_aside(self) -> None:
+        kept = {self.journal: "journal-{}.jsonl", self.result: "result-{}.json", self.best: "best-{}"}
         number = 1
-        while any((self.path / name.format(number)).exists() for name in ("journal-{}.jsonl", "result-{}.json")):
+        while any((self.path / name.format(number)).exists() for name in kept.values()):
             number += 1
-        for old, kept in ((self.journal, f"journal-{number}.jsonl"), (self.result, f"result-{number}.json")):
+        for old, name in kept.items():
             if old.exists():
-                os.rename(old, self.path / kept)
+                os.rename(old, self.path / name.format(number))
         fsync_directory(self.path)
 
 

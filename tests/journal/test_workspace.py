@@ -103,12 +103,15 @@ def test_fresh_keeps_every_old_journal_aside(tmp_path: Path) -> None:
         with Workspace.open(tmp_path) as workspace:
             write_file(workspace.journal, f"run {number}")
             workspace.write_result(f"result {number}")
+            workspace.write_best({"model.onnx": f"model {number}"})
         with Workspace.open(tmp_path, fresh=True) as workspace:
             assert not workspace.journal.exists()
             assert not workspace.result.exists()
+            assert not workspace.best.exists()
     assert (tmp_path / "journal-1.jsonl").read_text() == "run 1"
     assert (tmp_path / "journal-2.jsonl").read_text() == "run 2"
     assert (tmp_path / "result-2.json").read_text() == "result 2"
+    assert [(tmp_path / f"best-{number}" / "model.onnx").read_text() for number in (1, 2)] == ["model 1", "model 2"]
 
 
 def test_a_refused_run_with_fresh_moves_nothing(tmp_path: Path) -> None:
