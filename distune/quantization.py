@@ -18,19 +18,21 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from distune.api.interruption import Interruption, interruptible
 from distune.api.live import forget, keep, placed
 from distune.api.model import model_spec
 from distune.api.names import known_names
 from distune.api.result import FitResult, FoundModel
+from distune.api.session import conduct
 from distune.config.conf import PostTrainingQuantConfig, QuantizationAwareTrainingConfig
 from distune.config.conf_to_job import Live, job_of
 from distune.config.job import ModelSpec
 from distune.config.process_options import options
-from distune.distributed.topology import launched_by_mpi
+from distune.distributed.topology import launched_by_mpi, launched_rank
 from distune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +77,9 @@ def fit(
         fresh: Start over where the workspace holds an older run.
         quiet: Show only warnings and the final table.
 
+    The first Ctrl-C, TERM or USR1 that reaches the main thread ends it in order, with outcome ``interrupted``: the same
+    call resumes it. A second Ctrl-C ends it at once.
+
     Raises:
         UsageError: Config, model, data or a function of yours is at fault and nothing was tuned.
         DistuneError: The run failed.
@@ -88,8 +93,10 @@ def fit(
         return job_of(checked, spec, live, seed=options.random_seed, workspace=workspace, known=known_names())
 
     def lead(connect: Callable[[TuningJob, Workspace], Transport]) -> tuple[FitResult, int]:
-        prepared = job(model_spec(model), str(options.next_workspace()))
-        return _tune(*placed(prepared, call, isolation), connect, fresh, quiet)
+        prepared, remark = placed(job(model_spec(model), str(options.next_workspace())), call, isolation)
+        remarks = filter(None, [remark])
+        outcome, result = conduct(prepared, connect, interruption, fresh=fresh, quiet=quiet, remarks=remarks)
+        return FitResult.of(outcome, result, Path(prepared.workspace)), outcome.exit_code
 
     def follow() -> None:
         # The model's file may lie on rank 0's node alone, and what is wrong with the rest rank 0 tells all.
@@ -99,14 +106,15 @@ def fit(
     def for_others(result: FitResult) -> FitResult:
         return result if model_on_all_ranks else result.without_model()
 
-    try:
+    with ExitStack() as stack:
+        stack.callback(forget, call)
+        # Under MPI the ranks above 0 end when rank 0 tells them to.
+        interruption = stack.enter_context(interruptible()) if launched_rank() == 0 else Interruption()
         if not launched_by_mpi():
             return lead(_local)[0]
         from distune.api.ranks import lead_or_follow
 
         return lead_or_follow(lead, follow, for_others)
-    finally:
-        forget(call)
 
 
 def _checked_conf(conf: object) -> PostTrainingQuantConfig:
@@ -136,32 +144,6 @@ def _local(job: TuningJob, workspace: Workspace) -> Transport:
     from distune.distributed.local import LocalTransport
 
     return LocalTransport(job, log_dir=workspace.log)
-
-
-def _tune(
-    job: TuningJob, remark: str, connect: Callable[[TuningJob, Workspace], Transport], fresh: bool, quiet: bool
-) -> tuple[FitResult, int]:
-    """The whole run as the leading process sees it, and its exit code."""
-    from distune.engine.events import Warned
-    from distune.engine.tuner import Tuner
-    from distune.journal.workspace import Workspace
-    from distune.report.console import ConsoleListener
-    from distune.report.files import write_outcome
-
-    with Workspace.open(Path(job.workspace), fresh=fresh) as workspace:
-        transport = connect(job, workspace)
-        code = 1
-        try:
-            with ConsoleListener(quiet=quiet) as console:
-                for warning in (*workspace.warnings, *filter(None, [remark])):
-                    console.on(Warned(warning))
-                outcome = Tuner(job, transport, workspace, console).run()
-                result = write_outcome(outcome, workspace)
-                code = outcome.exit_code
-            console.show(result, workspace.path)
-        finally:
-            transport.close(code)
-    return FitResult.of(outcome, result, Path(job.workspace)), code
 
 
 __all__ = ["FitResult", "FoundModel", "fit"]

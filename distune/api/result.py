@@ -114,6 +114,11 @@ class FitResult:
             found = FoundModel(outcome.best, saved, outcome.exported.files)
         return cls(outcome.outcome, found, outcome.trials, result, workspace)
 
+    def __repr__(self) -> str:
+        found = self.best_effort
+        accuracy = "" if found is None or found.accuracy is None else f", accuracy {found.accuracy:.6g}"
+        return f"<FitResult {self.outcome}{accuracy}, {len(self.trials)} trials, in {self.workspace}>"
+
     def __bool__(self) -> bool:
         return self.outcome in _ACCEPTED
 

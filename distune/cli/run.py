@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, TextIO
 
+from distune.api.interruption import Interruption, interruptible
 from distune.cli import configuration, script
 
 if TYPE_CHECKING:
     from distune.config.job import TuningJob
     from distune.distributed.transport import Transport
-    from distune.engine.tuner import Tuner
     from distune.journal.workspace import Workspace
+
+_STDOUT, _STDERR = 1, 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,32 +39,68 @@ def _ranks(text: str) -> int:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run as what this process is: the launcher of ``--np``, a rank under MPI, or the only process."""
-    if arguments.sigopt_file is not None:
-        return script.main(arguments)
     from distune.distributed.topology import launched_by_mpi
 
-    if launched_by_mpi():
-        from distune.distributed.mpi import run_ranks
-
-        return run_ranks(lambda connect: _master(arguments, connect))
-    if arguments.np is not None:
+    ranks = launched_by_mpi()
+    if arguments.np is not None and not ranks and arguments.sigopt_file is None:
         return _launch(arguments)
+    with json_channel(arguments.json) as channel:
+        if arguments.sigopt_file is not None:
+            return script.main(arguments, channel)
+        with interruptible() as interruption:
+            return (_rank if ranks else _alone)(arguments, interruption, channel)
+
+
+def _alone(arguments: argparse.Namespace, interruption: Interruption, channel: TextIO) -> int:
+    """The only process."""
 
     def local(job: TuningJob, workspace: Workspace) -> Transport:
         from distune.distributed.local import LocalTransport
 
         return LocalTransport(job, log_dir=workspace.log)
 
-    return _master(arguments, local)
+    return _master(arguments, local, interruption, channel)
+
+
+def _rank(arguments: argparse.Namespace, interruption: Interruption, channel: TextIO) -> int:
+    """One of the ranks that ``mpirun`` or ``--np`` has started."""
+    from distune.distributed.mpi import leave_signals_to_rank_0, run_ranks
+    from distune.distributed.rank0_line import RankEnd
+    from distune.distributed.topology import launched_rank
+    from distune.errors import DistuneError, UsageError
+
+    if launched_rank():
+        leave_signals_to_rank_0()
+        return run_ranks(lambda connect: 0)
+    line = RankEnd(os.environ)
+    line.listening()
+    if arguments.np is not None:
+        print(f"distune: warning: --np {arguments.np} has no effect under mpirun, which says how many", file=sys.stderr)
+
+    def master(connect: Callable[[TuningJob, Workspace], Transport]) -> int:
+        try:
+            code = _master(arguments, connect, interruption, channel)
+        except DistuneError as error:
+            line.exit(2 if isinstance(error, UsageError) else 1)
+            raise
+        line.exit(code)
+        return code
+
+    return run_ranks(master)
 
 
 def _launch(arguments: argparse.Namespace) -> int:
     """Check the configuration, so that its errors are told once and at once, then start the ranks."""
     from distune.distributed.launcher import exec_under_mpi
 
-    configuration.read(arguments).job(arguments.workspace)
+    def check() -> None:
+        from distune.report.log import log_level
+
+        log_level(os.environ)
+        configuration.read(arguments).job(arguments.workspace)
+
     argv = ["-m", "distune", *(word for word in sys.argv[1:])]
-    return exec_under_mpi(arguments.np, [sys.executable, *_without_np(argv)])
+    return exec_under_mpi(arguments.np, [sys.executable, *_without_np(argv)], check)
 
 
 def _without_np(argv: list[str]) -> list[str]:
@@ -79,52 +116,39 @@ def _without_np(argv: list[str]) -> list[str]:
     return kept
 
 
-def _master(arguments: argparse.Namespace, connect: Callable[[TuningJob, Workspace], Transport]) -> int:
+def _master(
+    arguments: argparse.Namespace,
+    connect: Callable[[TuningJob, Workspace], Transport],
+    interruption: Interruption,
+    channel: TextIO,
+) -> int:
     """The whole run as seen from rank 0."""
-    from pathlib import Path
-
-    from distune.engine.tuner import Tuner
-    from distune.errors import UsageError
-    from distune.journal.workspace import Workspace
-    from distune.report.console import ConsoleListener
-    from distune.report.files import write_outcome
+    from distune.api.session import conduct
 
     job = configuration.read(arguments).job(arguments.workspace)
-    with Workspace.open(Path(job.workspace), fresh=arguments.fresh) as workspace:
-        transport = connect(job, workspace)
-        code = 1
-        try:
-            with ConsoleListener(quiet=arguments.quiet) as console:
-                for warning in workspace.warnings:
-                    print(f"distune: warning: {warning}", file=sys.stderr)
-                tuner = Tuner(job, transport, workspace, console)
-                with _interrupting(tuner):
-                    outcome = tuner.run()
-                result = write_outcome(outcome, workspace)
-                code = outcome.exit_code
-            console.show(result, workspace.path)
-        except UsageError:
-            code = 2
-            raise
-        finally:
-            transport.close(code)
-        if arguments.json:
-            print(result.to_json())
-    return code
+    outcome, result = conduct(job, connect, interruption, fresh=arguments.fresh, quiet=arguments.quiet)
+    if arguments.json:
+        channel.write(result.to_json())
+        channel.flush()
+    return outcome.exit_code
 
 
 @contextmanager
-def _interrupting(tuner: Tuner) -> Iterator[None]:
-    """Turn the signals that ask for an end into an orderly one; a second Ctrl-C ends at once."""
+def json_channel(apart: bool) -> Iterator[TextIO]:
+    """Standard output; with ``apart`` for what is written to this channel alone.
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tuner.interrupt(f"{signal.Signals(number).name} received")
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, handle) for number in numbers}
+    Whatever else is written to standard output then, by user code, native code or programs that it starts, goes to
+    standard error: who reads the output wants JSON and nothing else.
+    """
+    if not apart:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    kept = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
     try:
-        yield
+        with redirect_stdout(sys.stderr), open(kept, "w", encoding="utf-8", closefd=False) as channel:
+            yield channel
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        os.dup2(kept, _STDOUT)
+        os.close(kept)

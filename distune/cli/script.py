@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from distune.errors import UsageError
 
@@ -29,8 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strategy", default="bayesian", help="bayesian (default), tpe, random, exhaustive or sigopt")
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace, channel: TextIO) -> int:
     """Spend the budget, write ``experiment.json`` and print the best parameters; 3 where nothing keeps the constraints.
+
+    Args:
+        channel: Where ``--json`` goes.
 
     Raises:
         UsageError: The file, the script or the strategy is wrong: nothing was run.
@@ -63,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
     content = _content(experiment, strategy.name, found)
     write_file(folder / RESULT, content)
     if arguments.json:
-        print(content)
+        print(content, file=channel, flush=True)
     elif found.best is None:
         print("no trial keeps the constraints")
     else:

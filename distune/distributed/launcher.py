@@ -2,27 +2,33 @@
 
 What was seen with Open MPI 5.0: ``mpirun`` passes on the exit code of the rank that failed first, so all ranks leave
 with one code. It comments every code but 0 with a banner, not so with ``--with-ft ulfm``. On TERM and INT it kills its
-ranks after 0.2 s, but it hands USR1 on to them: that is the signal for an orderly end.
+ranks after 0.2 s. So rank 0 is asked for an orderly end, and says how it ended, past ``mpirun``: see ``rank0_line``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from distune.distributed.rank0_line import LauncherEnd
 from distune.errors import MissingExtraError, TransportError
 
 _PR_SET_PDEATHSIG = 1
 _SIGNALED = 128
+_INTERRUPTED = 75
+_PAUSE_MS = 100
+"""Longest sleep: how late the end of ``mpirun`` may be noticed. Signals and rank 0's words are noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -80,40 +86,100 @@ def launcher_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return changed
 
 
-def exec_under_mpi(ranks: int, arguments: Sequence[str]) -> int:
+def exec_under_mpi(ranks: int, arguments: Sequence[str], check: Callable[[], object] = lambda: None) -> int:
     """Run ``arguments`` as ``ranks`` ranks and return the exit code that they agreed on.
 
-    The first TERM, INT or USR1 asks the ranks for an orderly end, a second one ends them at once. If this process is
+    The first TERM, INT or USR1 asks rank 0 for an orderly end, a second one ends the ranks at once. If this process is
     killed the ranks are ended as well.
+
+    Args:
+        check: Called before anything is started, when signals are caught already.
+
+    Returns:
+        What rank 0 said; 75 where it said nothing after a signal, else ``mpirun``'s code, which is never taken for a
+        success.
 
     Raises:
         MissingExtraError: There is no ``mpirun``.
+        KeyboardInterrupt: A signal came before anything was started.
     """
-    command = mpirun_command(ranks, arguments)
-    # In a session of its own: Ctrl-C on the terminal must reach this process alone, since mpirun would kill the ranks.
-    process = subprocess.Popen(
-        command,
-        env=launcher_environment(os.environ),
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # safe: this process has one thread
-    )
+    line = LauncherEnd()
+    process: subprocess.Popen[bytes] | None = None
     asked = False
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM if asked else signal.SIGUSR1)
+        if not asked:
+            line.interrupt()
+        elif process is None:
+            raise KeyboardInterrupt
+        elif process.poll() is None:
+            process.terminate()
         asked = True
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, hand_on) for number in numbers}
     try:
-        code = process.wait()
+        check()
+        command = mpirun_command(ranks, arguments)
+        if asked:
+            raise KeyboardInterrupt
+        # In a session of its own: Ctrl-C on the terminal must reach this process alone, since mpirun would kill the
+        # ranks.
+        process = subprocess.Popen(
+            command,
+            env=launcher_environment(os.environ) | line.environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # safe: this process has one thread
+        )
+        _await_end(process, line)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return code if code >= 0 else _SIGNALED - code
+        line.close()
+    if line.exit_code is None and sys.stderr.isatty():
+        print("\x1b[?25h", end="", file=sys.stderr)  # rank 0 may have hidden the cursor
+    return _verdict(process.wait(), line.exit_code, asked)
+
+
+def _await_end(process: subprocess.Popen[bytes], line: LauncherEnd) -> None:
+    """Until ``mpirun`` has ended; takes in meanwhile what rank 0 says."""
+    poller = select.poll()
+    poller.register(line, select.POLLIN)
+    while process.poll() is None:
+        if poller.poll(_PAUSE_MS) and not line.receive():
+            time.sleep(_PAUSE_MS / 1e3)  # rank 0 has gone, and a pipe without a writer is always ready
+    line.receive()
+
+
+def _verdict(mpirun: int, told: int | None, asked: bool) -> int:
+    """The exit code of the run: rank 0's own word where it gave one."""
+    if told is not None:
+        return told
+    if asked:
+        return _INTERRUPTED
+    code = mpirun if mpirun >= 0 else _SIGNALED - mpirun
+    if code == 0:
+        print(
+            "distune: rank 0 ended without telling an outcome; run the same command again: it resumes. Where mpirun "
+            "starts rank 0 on another node, call mpirun yourself instead of --np",
+            file=sys.stderr,
+        )
+    elif code > _SIGNALED:
+        print(
+            f"distune: the ranks were ended by {_signal_name(code - _SIGNALED)} (the kernel sends SIGKILL when memory "
+            f"runs out); run the same command again: it resumes",
+            file=sys.stderr,
+        )
+    return code or 1
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _end_with_parent() -> None:

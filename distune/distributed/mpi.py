@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from distune.distributed.files import (
 from distune.distributed.mpi_link import Backoff, MpiLink, import_mpi
 from distune.distributed.output import OutputLog
 from distune.distributed.runner_host import DEFAULT_RUNNER
-from distune.distributed.topology import host_name, worker_info
+from distune.distributed.topology import host_name, launched_rank, worker_info
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
 from distune.distributed.worker import InlineWorker, Worker, pack_job, wait_for
 from distune.errors import DistuneError, TransportError, UsageError
@@ -70,9 +71,9 @@ def run_ranks(
 ) -> int:
     """Be what this rank is: the master on rank 0, an agent elsewhere; returns the exit code, the same on all ranks.
 
-    USR1, which launchers and Slurm hand to every rank, is ignored until ``master`` handles it: agents end when rank 0
-    tells them to. A rank that does not end when told (``isolation: none``, in mid-trial) is ended by aborting the job
-    with that exit code, as the last thing of all.
+    USR1, which launchers and Slurm hand to every rank, is for rank 0 alone, whose caller handles it: agents end when
+    rank 0 tells them to. A rank that does not end when told (``isolation: none``, in mid-trial) is ended by aborting
+    the job with that exit code, as the last thing of all.
 
     Args:
         master: The whole run as rank 0 sees it. Gets a function that opens the transport, and returns the exit code.
@@ -82,7 +83,7 @@ def run_ranks(
     Raises:
         DistuneError: ``master`` raised it; the other ranks have been sent home.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    leave_signals_to_rank_0()
     communicator = connect()
     if communicator.Get_rank():
         return serve(communicator)
@@ -114,6 +115,12 @@ def run_ranks(
         sys.stdout.flush()
         communicator.Abort(exit_code)
     return exit_code
+
+
+def leave_signals_to_rank_0() -> None:
+    """On the ranks above 0: ignore USR1. A rank's process calls this as early as it can."""
+    if launched_rank() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def serve(communicator: Any) -> int:

@@ -17,6 +17,8 @@ _LAUNCHER_VARIABLES = (
 )
 """Set by a launcher for each rank. ``SLURM_*`` is not among them: a batch script has those without any MPI."""
 
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PMI_ID")
+
 _QUANTIZATION_ISA = (
     "avx2",
     "avx512f",
@@ -41,6 +43,13 @@ def launched_by_mpi(environment: Mapping[str, str] | None = None) -> bool:
     """True where a launcher (mpirun, mpiexec, srun with PMI) started this process as one of its ranks."""
     variables = os.environ if environment is None else environment
     return any(name in variables for name in _LAUNCHER_VARIABLES)
+
+
+def launched_rank(environment: Mapping[str, str] | None = None) -> int:
+    """The rank that a launcher gave this process, known before ``MPI_Init``; 0 where none did or it does not say."""
+    variables = os.environ if environment is None else environment
+    given = (variables.get(name, "") for name in _RANK_VARIABLES)
+    return next((int(rank) for rank in given if rank.isdigit()), 0)
 
 
 def host_name() -> str:

@@ -19,8 +19,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distune import __version__
-from distune.config.job import CriterionSpec
 from distune.engine import events
 from distune.report import words
 from distune.report.result import Best, RunResult
@@ -42,12 +40,25 @@ class ConsoleListener(events.Listener):
         quiet: Only warnings (and what ``show`` prints).
         stream: Where to write; standard error by default.
         terminal: Whether ``stream`` is a terminal; found out by default.
+        terminal_size: Columns and lines of the terminal at the other end, where ``stream`` is a pipe to it.
     """
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, terminal: bool | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        terminal: bool | None = None,
+        terminal_size: tuple[int, int] | None = None,
+    ) -> None:
         stream = sys.stderr if stream is None else stream
         self._quiet = quiet
-        self._console = Console(file=stream, force_terminal=terminal, highlight=False, soft_wrap=False)
+        columns, lines = terminal_size or (None, None)
+        if terminal_size is not None:
+            terminal = True
+        self._console = Console(
+            file=stream, force_terminal=terminal, highlight=False, soft_wrap=False, width=columns, height=lines
+        )
         self._terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         if not self._terminal:
             self._console = Console(file=stream, width=_PLAIN_WIDTH, highlight=False, color_system=None)
@@ -76,8 +87,8 @@ class ConsoleListener(events.Listener):
     def on(self, event: events.RunEvent) -> None:
         """Show ``event``."""
         if isinstance(event, events.Warned):
-            where = "" if event.rank is None else f" (rank {event.rank}" + (f" on {event.host})" if event.host else ")")
-            self._say(f"warning{where}: {event.message}", "yellow")
+            where = words.origin(event)
+            self._say(f"warning{f' ({where})' if where else ''}: {event.message}", "yellow")
         elif isinstance(event, events.RunEnded):
             self.close()
         elif not self._quiet:
@@ -111,19 +122,12 @@ class ConsoleListener(events.Listener):
         match event:
             case events.RunStarted():
                 self._ranks = len(event.workers)
-                self._say(_headline(event))
+                self._say(words.headline(event))
             case events.SpaceBuilt():
-                groups = len(event.space.groups)
-                resumed = f", {event.resumed} results known from the journal" if event.resumed else ""
-                self._say(f"{len(event.space.ops)} ops to tune in {groups} groups{resumed}")
+                self._say(words.space_sentence(event))
             case events.BaselineKnown():
                 self._target = event.target
-                side = "at least" if event.higher_is_better else "at most"
-                took = words.duration(event.seconds)
-                self._say(
-                    f"fp32 accuracy {event.accuracy:.4f} on {event.samples} samples in {took}; "
-                    f"the target is {side} {event.target:.4f}"
-                )
+                self._say(words.baseline_sentence(event))
             case events.CalibrationStarted():
                 self._last = Text(f"calibrating with {event.samples} samples")
             case events.CalibrationDone():
@@ -145,7 +149,7 @@ class ConsoleListener(events.Listener):
         self._index, self._total, self._best = event.index + 1, event.total, event.best
         if not event.again and trial.end_s > trial.start_s:
             self._durations.append(trial.end_s - trial.start_s)
-        line = Text(f"{self._stage} {self._position()}  {_trial_words(trial)}")
+        line = Text(f"{self._stage} {self._position()}  {words.trial_sentence(trial)}")
         if trial.verdict != "failed":
             line.append(f" (target {words.accuracy(self._target)})" if self._target is not None else "")
             line.append("  " + trial.verdict.replace("_", " "), style=_STYLES[trial.verdict])
@@ -156,10 +160,7 @@ class ConsoleListener(events.Listener):
             self._say(line)
 
     def _measured(self, event: events.LatencyMeasured) -> None:
-        latency = event.latency
-        noisy = ", noisy" if latency.noisy else ""
-        interval = f"[{latency.ci_low:.3f}, {latency.ci_high:.3f}{noisy}]"
-        line = f"trial {event.trial.id}: latency {latency.ratio:.3f} x fp32 {interval}"
+        line = words.latency_sentence(event)
         self._last = Text(line)
         if not self._terminal:
             self._say(line)
@@ -228,35 +229,6 @@ class ConsoleListener(events.Listener):
             return ""
         rounds = -(-(self._total - self._index) // max(1, self._ranks))
         return f"about {words.duration(rounds * statistics.median(self._durations))} left"
-
-
-def _headline(event: events.RunStarted) -> str:
-    job = event.job
-    model = job.model.name or Path(job.model.path).name or "model"
-    hosts = sorted({worker.host for worker in event.workers})
-    ranks = _ranks(len(event.workers))
-    places = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts"
-    strategy = {0: "conservative", "auto": "auto"}.get(job.quant_level, job.strategy.name)
-    parts = [model, job.model.framework, job.approach, strategy]
-    if job.evaluation.can_judge and not job.exit_policy.performance_only:
-        parts.append(_criterion_words(job.criterion))
-    return f"distune {__version__}: {', '.join(parts)}; {ranks} on {places}"
-
-
-def _criterion_words(criterion: CriterionSpec) -> str:
-    if criterion.kind == "threshold":
-        return f"at {'least' if criterion.higher_is_better else 'most'} {criterion.tolerance:.4g}"
-    return f"{criterion.tolerance:.4g} {criterion.kind} loss"
-
-
-def _ranks(count: int) -> str:
-    return "1 rank" if count == 1 else f"{count} ranks"
-
-
-def _trial_words(trial: Trial) -> str:
-    if trial.verdict == "failed":
-        return f"failed: {trial.reason}"
-    return f"accuracy {words.accuracy(trial.accuracy, trial.accuracy_low, trial.accuracy_high)}"
 
 
 def _best_words(trial: Trial | None) -> str:
@@ -336,7 +308,9 @@ def _closing(result: RunResult, workspace: Path) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     judged = len(result.trials)
-    table.add_row("trials", f"{judged} judged in {words.duration(result.timing.total_s)} on {_ranks(result.ranks)}")
+    table.add_row(
+        "trials", f"{judged} judged in {words.duration(result.timing.total_s)} on {words.rank_count(result.ranks)}"
+    )
     if result.best is not None:
         table.add_row("model", Text(f"{workspace / 'best'}"))
     table.add_row("result", Text(f"{workspace / 'result.json'}"))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+from distune import __version__
+from distune.config.job import CriterionSpec
+from distune.engine import events
 from distune.report.result import Best, LatencyFigures, RunResult
+from distune.strategies.stage import Trial
 
 
 def accuracy(value: float | None, low: float | None = None, high: float | None = None) -> str:
@@ -53,6 +58,68 @@ def speed(latency: LatencyFigures | None) -> str:
     if latency.ci_low > 1:
         return f"fp32 is {latency.ratio:.2g}x faster" if latency.ratio > 1.05 else "fp32 is slightly faster"
     return "as fast as fp32"
+
+
+def headline(event: events.RunStarted) -> str:
+    """What is tuned, how and where."""
+    job = event.job
+    model = job.model.name or Path(job.model.path).name or "model"
+    hosts = sorted({worker.host for worker in event.workers})
+    ranks = rank_count(len(event.workers))
+    places = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts"
+    strategy = {0: "conservative", "auto": "auto"}.get(job.quant_level, job.strategy.name)
+    parts = [model, job.model.framework, job.approach, strategy]
+    if job.evaluation.can_judge and not job.exit_policy.performance_only:
+        parts.append(_criterion(job.criterion))
+    return f"distune {__version__}: {', '.join(parts)}; {ranks} on {places}"
+
+
+def _criterion(criterion: CriterionSpec) -> str:
+    if criterion.kind == "threshold":
+        return f"at {'least' if criterion.higher_is_better else 'most'} {criterion.tolerance:.4g}"
+    return f"{criterion.tolerance:.4g} {criterion.kind} loss"
+
+
+def rank_count(count: int) -> str:
+    """``1 rank``, ``4 ranks``."""
+    return "1 rank" if count == 1 else f"{count} ranks"
+
+
+def trial_sentence(trial: Trial) -> str:
+    """What came of a trial."""
+    if trial.verdict == "failed":
+        return f"failed: {trial.reason}"
+    return f"accuracy {accuracy(trial.accuracy, trial.accuracy_low, trial.accuracy_high)}"
+
+
+def space_sentence(event: events.SpaceBuilt) -> str:
+    """How large the tuning space is."""
+    resumed = f", {event.resumed} results known from the journal" if event.resumed else ""
+    return f"{len(event.space.ops)} ops to tune in {len(event.space.groups)} groups{resumed}"
+
+
+def baseline_sentence(event: events.BaselineKnown) -> str:
+    """The fp32 model's accuracy and the target."""
+    side = "at least" if event.higher_is_better else "at most"
+    return (
+        f"fp32 accuracy {event.accuracy:.4f} on {event.samples} samples in {duration(event.seconds)}; "
+        f"the target is {side} {event.target:.4f}"
+    )
+
+
+def latency_sentence(event: events.LatencyMeasured) -> str:
+    """A trial's latency with its interval."""
+    latency = event.latency
+    noisy = ", noisy" if latency.noisy else ""
+    interval = f"[{latency.ci_low:.3f}, {latency.ci_high:.3f}{noisy}]"
+    return f"trial {event.trial.id}: latency {latency.ratio:.3f} x fp32 {interval}"
+
+
+def origin(event: events.Warned) -> str:
+    """Where a warning comes from: ``rank 3 on node2``; empty where it is not a worker's."""
+    if event.rank is None:
+        return ""
+    return f"rank {event.rank}" + (f" on {event.host}" if event.host else "")
 
 
 def verdict_sentence(result: RunResult) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,11 @@ def test_an_eval_func_gets_a_model_that_can_be_called_and_used_as_a_proto(tmp_pa
     assert found.trials[-1].accuracy == found.accuracy
     assert found.q_config.quantized_ops
     assert onnx.load(tmp_path / "seen.onnx").graph.node
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is a folder"):
+        quantization.fit(str(tmp_path), conf(), Batches(), eval_func=score)
 
 
 def test_a_path_and_a_metric_by_name(tmp_path: Path) -> None:
@@ -244,3 +252,42 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_func=lambda proto: 1 / 0, quiet=True)
     with pytest.raises(UsageError, match="eval_func is a str, which cannot be called"):
         quantization.fit(model(), conf(), calib_dataloader=Batches(), eval_func="score")  # type: ignore[arg-type]
+
+
+def test_a_signal_ends_it_in_order() -> None:
+    calls: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+
+        def score_and_signal(proto: Any, number: int = number) -> float:
+            calls.append(number)
+            if calls.count(number) == 2:
+                os.kill(os.getpid(), number)
+            return never_met(proto)
+
+        before = signal.getsignal(number)
+        found = quantization.fit(
+            model(), conf(), Batches(), eval_func=score_and_signal, isolation="none", fresh=True, quiet=True
+        )
+        assert signal.getsignal(number) is before
+        assert found.outcome == "interrupted"
+        assert not found
+        assert signal.Signals(number).name in found.result.failure
+
+
+def test_in_another_thread_signals_stay_as_they_are() -> None:
+    found: list[quantization.FitResult] = []
+    work = threading.Thread(
+        target=lambda: found.append(
+            quantization.fit(model(), conf(), Batches(), eval_func=score, isolation="none", quiet=True)
+        )
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    work.start()
+    work.join()
+    assert found[0]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_result_prints_as_one_short_line() -> None:
+    found = quantization.fit(model(), conf(), Batches(), eval_func=score, isolation="none", quiet=True)
+    assert re.fullmatch(r"<FitResult met, accuracy [0-9.]+, \d+ trials, in .*>", repr(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from distune.cli.main import main
 from distune.distributed.launcher import launcher_environment, mpirun_command
 from distune.journal.journal import read_records
 from distune.report.result import RunResult
-from tests.cli.jobs import ROOT, Job, gated, judged, running, scripted, start
+from tests.cli.jobs import ROOT, Job, environment, gated, judged, running, scripted, start
 from tests.cli.same import assert_same
 from tests.distributed.mpirun import LAUNCHER, needs_mpirun
 
@@ -166,3 +167,26 @@ def test_a_signal_to_np_ends_it_in_order_and_it_goes_on(tmp_path: Path, alone: P
     assert done.returncode == 0, done.stderr
     assert judged_keys(job.workspace)[: len(before)] == before
     assert_same(alone, job.workspace)
+
+
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=FULL)])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=FULL)])
+def test_a_signal_to_np_while_the_ranks_start_is_an_interruption(
+    tmp_path: Path, number: signal.Signals, processes: int
+) -> None:
+    """``processes`` of 1: mpirun is looked for or there; 2: the first rank; 4: all of them."""
+    job = judged(tmp_path, "fc2", isolation="process")
+    with subprocess.Popen(job.command("--quiet", "--np", "3"), env=environment(), stderr=subprocess.PIPE) as process:
+        launcher = psutil.Process(process.pid)
+        while len(launcher.children(recursive=True)) < processes:
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 75
+    assert not (job.workspace / "result.json").exists() or job.result().outcome == "interrupted"
+
+
+def test_np_under_mpirun_is_said_to_have_no_effect(tmp_path: Path) -> None:
+    job = scripted(tmp_path, 1.0, 0.95)
+    done = start(under_mpirun(2, job.command("--quiet", "--np", "5")), **ENVIRONMENT)
+    assert (done.returncode, job.result().ranks) == (0, 2), done.stderr
+    assert done.stderr.count("--np 5 has no effect") == 1

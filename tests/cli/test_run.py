@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from itertools import groupby
 from pathlib import Path
@@ -125,64 +126,14 @@ def test_an_accuracy_that_is_no_number_never_meets(tmp_path: Path) -> None:
 def test_an_eval_func_that_fails_on_fp32_is_the_users_to_mend(tmp_path: Path, capsys: Capture) -> None:
     job = scripted(tmp_path, "raise")
     assert main(job.arguments()) == 2
-    said = capsys.readouterr().err
-    assert "ValueError: planted in the user's code" in said
-    assert f'{job.folder / "score.py"}", line' in said
-    assert "in given" in said
-    assert "distune/" not in said.replace(str(job.folder), ""), "of the traceback only the user's part"
-
-
-@pytest.mark.parametrize("isolation", ["none", "process"])
-def test_an_eval_func_that_fails_later_fails_that_trial(tmp_path: Path, isolation: str) -> None:
-    job = scripted(tmp_path, 1.0, "raise", "raise", 0.95, isolation=isolation)
-    assert main(job.arguments("--quiet")) == 0
-    result = valid(job)
-    assert result.trials[0].verdict == "failed"
-    assert "planted in the user's code" in result.trials[0].reason
-    assert result.trials[-1].verdict == "met"
-
-
-# ---------------------------------------------------------------------------------------------------- a planted bad op
-
-
-@pytest.mark.parametrize("planted", ["fc1", "fc2", "fc3"])
-@pytest.mark.parametrize("isolation", ["none", "process"])
-def test_the_planted_op_leads_the_fallback_and_the_best_model_is_as_good_as_told(
-    tmp_path: Path, planted: str, isolation: str
-) -> None:
-    job = judged(tmp_path, planted, isolation=isolation)
-    # The recipes and the op-type-wise stage may mend it by chance of their own; here fallback is looked at.
-    job.document["tuning"]["strategy"] = {"name": "basic", "strategy_kwargs": {"op_type_wise_trials": 0}}
-    job.document["quantization"]["recipes"] = {
-        "first_conv_or_matmul_quantization": True,
-        "last_conv_or_matmul_quantization": True,
-    }
-    assert main(job.arguments("--quiet")) == 0
-    result = valid(job)
-    assert max(result.op_impact, key=lambda group: result.op_impact[group]) == planted
-    assert result.best is not None
-    assert planted in result.best.fallback_ops
-    if result.fallback_order:
-        assert result.fallback_order[0] == planted
-
-    session = ort.InferenceSession(job.workspace / "best" / "model.onnx")
-    test = np.load(job.folder / "test.npz")
-    again = float((session.run(None, {"x": test["x"]})[0].argmax(1) == test["labels"]).mean())
-    assert again == result.best.accuracy
-    assert again >= 0.95
-    assert (job.workspace / "best" / "model.onnx").stat().st_size == result.best.size_bytes
-
-
-# ------------------------------------------------------------------------------------------------------- what is shown
-
-
-def test_json_alone_is_on_standard_output(tmp_path: Path, capfd: Capture) -> None:
-    job = scripted(tmp_path, 1.0, 0.5, 0.95, isolation="process")
-    assert main(job.arguments("--json")) == 0
-    out, err = capfd.readouterr()
-    assert RunResult.from_json(out) == job.result()
-    assert out == (job.workspace / "result.json").read_text() or json.loads(out) == job.result().to_plain()
-    assert "met" in err
+    loud = 'import os; print("said here"); os.write(1, b"raw"); os.system("echo shell")'
+    said = f"def given(model):\n    {loud}"
+    (job.folder / "score.py").write_text(text.replace("def given(model):", said))
+    done = start(job.command("--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == job.result().to_plain()
+    if isolation == "none":
+        assert all(word in done.stderr for word in ("said here", "raw", "shell"))
 
 
 def test_without_json_standard_output_stays_empty(tmp_path: Path, capfd: Capture) -> None:
@@ -222,7 +173,7 @@ def test_set_overrides_any_key_and_is_validated(tmp_path: Path, capsys: Capture)
     assert (job.result().strategy, job.result().seed) == ("mse", 7)
 
 
-WRONG = [case for case in CORPUS if case.name != "setting of a strategy"][::4]
+WRONG = [case for case in CORPUS if case.name not in ("setting of a strategy", "strategy of a later version")][::4]
 """A handful; of the corpus' strategies only the names are real."""
 
 
@@ -254,6 +205,30 @@ def test_a_model_that_is_no_model_is_exit_code_2(tmp_path: Path, capsys: Capture
         assert "defect of distune" not in said
 
 
+def test_the_log_tells_the_run_and_the_level_says_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = {}
+    for level in ("", "debug", "ERROR"):
+        monkeypatch.setenv("DISTUNE_LOGLEVEL", level)
+        monkeypatch.setenv("LOGLEVEL", "none of distune's business" if level else "")
+        job = scripted(tmp_path / (level or "unset"), 1.0, 0.5, 0.95)
+        assert main(job.arguments("--quiet")) == 0
+        logs[level] = (job.workspace / "log" / "rank-0.log").read_text()
+    for word in ("fp32 accuracy 1.0000", "stage default begins", "trial 1", "not met", "trial 2", " met\n"):
+        assert word in logs[""]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (INFO|WARNING) ", logs[""])
+    assert "DEBUG" not in logs[""]
+    assert "DEBUG" in logs["debug"]
+    assert logs["ERROR"] == ""
+
+
+def test_a_wrong_log_level_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("LOGLEVEL", "loud")
+    job = scripted(tmp_path, 1.0, 0.95)
+    assert main(job.arguments()) == 2
+    assert "LOGLEVEL=loud: expected one of DEBUG, INFO, WARNING, ERROR" in capsys.readouterr().err
+    assert not job.workspace.exists()
+
+
 # ---------------------------------------------------------------------------------------------------------- once again
 
 
@@ -283,6 +258,16 @@ def test_fresh_starts_over_and_keeps_the_old_journal(tmp_path: Path) -> None:
     kept = [path for path in job.workspace.rglob("*") if path.is_file() and path.read_bytes() == journal]
     assert len(kept) == 1
     assert kept[0].name != "journal.jsonl"
+    assert (job.workspace / "best-1" / "model.onnx").exists()
+
+
+def test_fresh_leaves_no_best_model_of_another_run(tmp_path: Path) -> None:
+    job = scripted(tmp_path, 1.0, 0.95)
+    main(job.arguments("--quiet"))
+    (job.folder / "accuracies.txt").write_text("raise")
+    assert main(job.arguments("--quiet", "--fresh")) == 2
+    assert job.result().outcome == "failed"
+    assert not (job.workspace / "best").exists()
 
 
 def test_another_job_in_the_workspace_is_refused(tmp_path: Path, capsys: Capture) -> None:
@@ -294,6 +279,7 @@ def test_another_job_in_the_workspace_is_refused(tmp_path: Path, capsys: Capture
     assert "0.1" in said
     assert "0.2" in said
     assert "--fresh" in said
+    assert job.result().outcome == "met", "the other job's result is as it was"
     assert main(job.arguments("--quiet", workspace=tmp_path / "other")) == 0
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from distune.config.job import ModelSpec, TuningJob
 from distune.distributed import mpi
 from distune.distributed.mpi import MpiTransport
+from distune.distributed.rank0_line import RankEnd
+from distune.distributed.topology import launched_rank
 from distune.distributed.transport import ResultArrived, WorkerLost
 from distune.errors import UsageError
 from distune.trial.messages import Failure, LoadStatistics, ProbeAnswer
@@ -114,6 +116,7 @@ def interrupted(transport: MpiTransport) -> Any:
     """Waits for USR1 on rank 0, as a run does in mid-trial."""
     seen: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    LINE.listening()
     for worker in transport.workers:
         transport.send(worker.rank, ask(worker.rank, "hang"))
     print("waiting", flush=True)
@@ -132,6 +135,8 @@ def kill_master(transport: MpiTransport) -> Any:
         transport.send(worker.rank, ask(worker.rank, "hang"))
     os.kill(os.getpid(), signal.SIGKILL)
 
+
+LINE = RankEnd(os.environ)
 
 CASES: dict[str, Callable[[MpiTransport], Any]] = {
     case.__name__: case
@@ -185,4 +190,7 @@ def stuck(connect: Any, exit_code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    code = main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    if launched_rank() == 0:
+        LINE.exit(code)
+    sys.exit(code)

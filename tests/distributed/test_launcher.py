@@ -70,3 +70,43 @@ def test_a_signal_becomes_an_orderly_end_in_mid_trial(number: signal.Signals) ->
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (75, '"orderly"\n'), err
+
+
+@needs_mpirun
+@pytest.mark.mpi
+def test_a_success_of_mpirun_that_rank_0_did_not_tell_is_none() -> None:
+    done = run_launcher("import os; os._exit(0)")
+    assert done.returncode == 1
+    assert "run the same command again" in done.stderr
+
+
+@needs_mpirun
+@pytest.mark.mpi
+def test_a_killed_rank_0_is_no_success_and_the_way_on_is_said() -> None:
+    done = run_launcher("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.returncode not in (0, 75)
+    assert "run the same command again" in done.stderr
+
+
+@needs_mpirun
+@pytest.mark.mpi
+def test_a_second_signal_ends_ranks_that_never_listen() -> None:
+    program = "import time; print('up', flush=True); time.sleep(600)"
+    with subprocess.Popen(_launching(program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)  # the point: the first is held back, and kills nobody
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 75
+
+
+def run_launcher(program: str) -> subprocess.CompletedProcess[str]:
+    """``program`` as the only rank, by the launcher."""
+    return subprocess.run(_launching(program), capture_output=True, text=True, timeout=60, check=False)
+
+
+def _launching(program: str) -> list[str]:
+    code = "import sys; from distune.distributed.launcher import exec_under_mpi as run; sys.exit(run(1, sys.argv[1:]))"
+    return [sys.executable, "-c", code, sys.executable, "-c", program]
