@@ -110,7 +110,7 @@ def exec_under_mpi(ranks: int, arguments: Sequence[str], check: Callable[[], obj
     def hand_on(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if not asked:
-            line.interrupt()
+            line.interrupt(signal.Signals(number))
         elif process is None:
             raise KeyboardInterrupt
         elif process.poll() is None:

@@ -70,9 +70,9 @@ class LauncherEnd:
         self._deliver()
         return bool(data)
 
-    def interrupt(self) -> None:
-        """Ask rank 0 for an orderly end, now or when it listens."""
-        self._waiting = signal.SIGUSR1
+    def interrupt(self, number: signal.Signals) -> None:
+        """Ask rank 0 for an orderly end by that signal, now or when it listens."""
+        self._waiting = number
         self._deliver()
 
     def _deliver(self) -> None:

@@ -161,7 +161,7 @@ def test_a_signal_to_np_ends_it_in_order_and_it_goes_on(tmp_path: Path, alone: P
         process.send_signal(number)
         assert process.wait(timeout=20) == 75
         assert not psutil.wait_procs(family, timeout=5)[1], "nothing outlives it"
-    assert job.result().outcome == "interrupted"
+    assert (job.result().outcome, job.result().failure) == ("interrupted", f"{number.name} received")
     before = judged_keys(job.workspace)
     done = start(job.command("--quiet", "--np", "3"))
     assert done.returncode == 0, done.stderr

@@ -113,9 +113,10 @@ def environment(transport: MpiTransport) -> Any:
 
 
 def interrupted(transport: MpiTransport) -> Any:
-    """Waits for USR1 on rank 0, as a run does in mid-trial."""
+    """Waits for a signal on rank 0, as a run does in mid-trial."""
     seen: list[int] = []
-    signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    for asking in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(asking, lambda number, frame: seen.append(number))
     LINE.listening()
     for worker in transport.workers:
         transport.send(worker.rank, ask(worker.rank, "hang"))

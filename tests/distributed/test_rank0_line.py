@@ -27,13 +27,13 @@ def seen() -> Iterator[list[int]]:
 
 
 def test_a_signal_is_held_back_until_rank_0_listens(launcher: LauncherEnd, seen: list[int]) -> None:
-    launcher.interrupt()
+    launcher.interrupt(signal.SIGUSR1)
     assert seen == []
     rank = RankEnd(launcher.environment)
     rank.listening()
     assert launcher.receive()
     assert seen == [signal.SIGUSR1]
-    launcher.interrupt()
+    launcher.interrupt(signal.SIGUSR1)
     assert len(seen) == 2
 
 
@@ -45,7 +45,7 @@ def test_nobody_else_is_signalled_once_rank_0_has_gone(launcher: LauncherEnd, se
     assert launcher.exit_code == 75
     rank.close()
     assert not launcher.receive()
-    launcher.interrupt()
+    launcher.interrupt(signal.SIGUSR1)
     assert seen == []
 
 
