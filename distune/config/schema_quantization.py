@@ -204,8 +204,8 @@ class Quantization(Section):
     )
     recipes: Annotated[dict[str, Any], checked_in_context(_recipes)] = Field(
         default_factory=dict,
-        description="Recipes: a value is fixed, a list of values is tuned over; first, last, pre and post processing are tuned "
-        "where they are not named.",
+        description="A value is fixed, a list of values is tuned over. First, last, pre and post processing are "
+        "tuned where they are not named.",
     )
     model_wise: Rule = Field(default_factory=lambda: Rule.model_construct(), description="Rules for all ops.")
     optype_wise: dict[Pattern, OpRule] = Field(

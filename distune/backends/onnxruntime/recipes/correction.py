@@ -46,11 +46,11 @@ class Corrections:
 
     Attributes:
         layers: Number of layers that each correction changed, by recipe.
-        constants: The constants that were replaced, by name.
+        constants: Bytes of the constants that were replaced, before and after, by name.
     """
 
     layers: Mapping[str, int]
-    constants: Mapping[str, onnx.TensorProto]
+    constants: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -58,10 +58,13 @@ class Corrections:
         return tuple(f"recipe {name} found no layer that it could correct" for name, n in self.layers.items() if not n)
 
     def to_plain(self) -> dict[str, str]:
-        """The constants as text, for a saved tuning config; ``restore`` takes them."""
+        """The differences as text, for a saved tuning config; ``restore`` takes them.
+
+        Rounding changes integers by one at most, so that their differences take a fraction of the space.
+        """
         return {
-            name: base64.b64encode(zlib.compress(tensor.SerializeToString(), 6)).decode()
-            for name, tensor in self.constants.items()
+            name: base64.b64encode(zlib.compress((after - before).tobytes(), 9)).decode()
+            for name, (before, after) in self.constants.items()
         }
 
 
@@ -119,16 +122,19 @@ def correct(
 
 
 def restore(proto: onnx.ModelProto, saved: Mapping[str, str]) -> None:
-    """Put the constants of ``Corrections.to_plain`` into a quantized graph again, in place.
+    """Make the corrections of ``Corrections.to_plain`` again on the same quantized graph, in place.
 
     Raises:
         TrialError: The graph has no such constant.
     """
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    index = _Constants(proto)
     for name, text in saved.items():
-        if name not in tensors:
+        difference = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+        before = constant(index, name) if name in index.initializers else np.empty(0)
+        if before.nbytes != difference.nbytes:
             raise TrialError(f"the saved config corrects a constant {name!r} that this model does not have")
-        tensors[name].ParseFromString(zlib.decompress(base64.b64decode(text)))
+        after = _bytes(before) + difference
+        index.replace(name, after.view(before.dtype).reshape(before.shape))
 
 
 class _Constants(GraphIndex):
@@ -136,14 +142,20 @@ class _Constants(GraphIndex):
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         super().__init__(proto)
-        self.changed: dict[str, onnx.TensorProto] = {}
+        self.changed: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
 
     def replace(self, name: str, values: NDArray[Any]) -> None:
         """Give a constant other values of the same type."""
         tensor = self.initializers[name]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, dtype, order="C"), name))
-        self.changed[name] = tensor
+        original = constant(self, name)
+        before = self.changed[name][0] if name in self.changed else _bytes(original)
+        after = np.asarray(values, original.dtype, order="C")
+        tensor.CopyFrom(numpy_helper.from_array(after, name))
+        self.changed[name] = (before, _bytes(after))
+
+
+def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(values.tobytes(), np.uint8)
 
 
 @dataclass(frozen=True)
