@@ -51,6 +51,9 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     """
     try:
         prepared = optimized_graph(model, f"ORT_{how.level}", how.disabled_optimizers)
+        if _has_made_residual_gemm(model, prepared):
+            disabled = (*how.disabled_optimizers, "MatMulAddFusion")
+            prepared = optimized_graph(model, f"ORT_{how.level}", disabled)
     except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
         raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
     user_types = _restore_names(model, prepared)
@@ -62,6 +65,23 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     _complete_types(prepared)
     _mark_inferred(prepared)
     return PreparedModel(prepared, GraphIndex(prepared), user_types)
+
+
+def _has_made_residual_gemm(user: onnx.ModelProto, prepared: onnx.ModelProto) -> bool:
+    """Whether the optimiser joined a MatMul and the Add of a computed tensor into a Gemm.
+
+    Such a Gemm has no integer kernel (QGemm wants a constant bias), where MatMul and Add each have one.
+    """
+    own = {node.name for node in user.graph.node if node.op_type == "Gemm"}
+    index = GraphIndex(prepared)
+    return any(
+        node.op_type == "Gemm"
+        and node.name not in own
+        and len(node.input) > 2
+        and node.input[2]
+        and not index.is_constant(node.input[2])
+        for node in prepared.graph.node
+    )
 
 
 def _restore_names(user: onnx.ModelProto, prepared: onnx.ModelProto) -> dict[str, str]:
