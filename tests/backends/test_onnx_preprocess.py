@@ -11,7 +11,7 @@ from tests.backends.onnx_models import model
 
 
 def test_a_residual_addition_does_not_hide_the_weight_before_it() -> None:
-    # ONNX Runtime joins a MatMul and a two-dimensional addition of a computed tensor into a Gemm without integer kernel.
+    # ONNX Runtime joins a MatMul and the addition of a computed tensor into a Gemm, which then has no integer kernel.
     rng = np.random.default_rng(0)
     weights = {f"w{i}": rng.normal(size=(8, 8)).astype(np.float32) for i in range(2)}
     nodes = [
