@@ -140,7 +140,7 @@ def exec_under_mpi(ranks: int, arguments: Sequence[str], check: Callable[[], obj
         line.close()
     if line.exit_code is None and sys.stderr.isatty():
         print("\x1b[?25h", end="", file=sys.stderr)  # rank 0 may have hidden the cursor
-    return _verdict(process.wait(), line.exit_code, asked)
+    return _verdict(process.wait(), line, asked)
 
 
 def _await_end(process: subprocess.Popen[bytes], line: LauncherEnd) -> None:
@@ -153,23 +153,22 @@ def _await_end(process: subprocess.Popen[bytes], line: LauncherEnd) -> None:
     line.receive()
 
 
-def _verdict(mpirun: int, told: int | None, asked: bool) -> int:
+def _verdict(mpirun: int, line: LauncherEnd, asked: bool) -> int:
     """The exit code of the run: rank 0's own word where it gave one."""
-    if told is not None:
-        return told
+    if line.exit_code is not None:
+        return line.exit_code
     if asked:
         return _INTERRUPTED
     code = mpirun if mpirun >= 0 else _SIGNALED - mpirun
-    if code == 0:
+    way_on = "run the same command again: it resumes"
+    if code > _SIGNALED:
+        name = _signal_name(code - _SIGNALED)
+        print(f"distune: a rank was ended by {name} (SIGKILL: is memory short?); {way_on}", file=sys.stderr)
+    elif line.heard:
+        print(f"distune: rank 0 died before it had told an outcome; {way_on}", file=sys.stderr)
+    elif code == 0:
         print(
-            "distune: rank 0 ended without telling an outcome; run the same command again: it resumes. Where mpirun "
-            "starts rank 0 on another node, call mpirun yourself instead of --np",
-            file=sys.stderr,
-        )
-    elif code > _SIGNALED:
-        print(
-            f"distune: the ranks were ended by {_signal_name(code - _SIGNALED)} (the kernel sends SIGKILL when memory "
-            f"runs out); run the same command again: it resumes",
+            "distune: rank 0 was not heard; where it is on another node, call mpirun yourself, without --np",
             file=sys.stderr,
         )
     return code or 1

@@ -26,6 +26,7 @@ class LauncherEnd:
 
     Attributes:
         exit_code: The run's exit code as rank 0 told it, ``None`` where it has not (yet).
+        heard: Rank 0 has ever said something.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class LauncherEnd:
         self._pid: int | None = None
         self._waiting: signal.Signals | None = None
         self.exit_code: int | None = None
+        self.heard = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,6 +63,7 @@ class LauncherEnd:
         *lines, self._received = self._received.split(b"\n")
         for line in lines:
             word, _, value = line.decode().partition(" ")
+            self.heard = True
             if word == "listening":
                 self._pid = int(value)
             elif word == "exit":
