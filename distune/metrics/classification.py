@@ -28,6 +28,11 @@ class TopK(PerSampleMetric):
 
     def outcomes(self, outputs: Any, labels: Any) -> NDArray[np.float64]:
         scores, targets = _scores_and_targets(outputs, labels, self)
+        if self.k >= scores.shape[-1]:
+            raise DataError(
+                f"topk: with k = {self.k} and {scores.shape[-1]} classes every prediction would be right; k must be "
+                f"smaller than the number of classes"
+            )
         return _mean_per_sample(_among_top(scores, targets, self.k))
 
 
