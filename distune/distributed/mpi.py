@@ -7,6 +7,7 @@ once to each node that lacks them, then the job to every rank.
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 import sys
 import threading
@@ -40,6 +41,9 @@ from distune.trial.messages import Broadcast, Request
 
 if TYPE_CHECKING:
     from distune.journal.workspace import Workspace
+
+_LAUNCHER_LOOK_S = 2.0
+"""How often a rank looks whether its launcher is still there."""
 
 _GRACE_S = 8.0
 """How long ``close`` waits for the other ranks."""
@@ -129,8 +133,28 @@ def serve(communicator: Any) -> int:
     Args:
         communicator: From ``connect``.
     """
-    with aborting_on_error(communicator):
+    with aborting_on_error(communicator), _ending_with_the_launcher():
         return Agent(communicator).run()
+
+
+@contextmanager
+def _ending_with_the_launcher() -> Iterator[None]:
+    """End this rank when its launcher has gone, also while a user's function keeps it busy (``isolation: none``).
+
+    With fault tolerance Open MPI's ``Abort`` takes the calling rank alone, and the launcher leaves the others behind.
+    """
+    launcher, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LAUNCHER_LOOK_S):
+            if os.getppid() != launcher:
+                os._exit(1)
+
+    threading.Thread(target=watch, name="distune-launcher-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def dismiss(communicator: Any, exit_code: int) -> bool:

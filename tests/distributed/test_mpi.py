@@ -104,9 +104,11 @@ def test_a_rank_that_never_starts_does_not_hang_the_others() -> None:
 
 
 @pytest.mark.full
-def test_a_rank_that_is_busy_in_itself_does_not_stop_the_others_from_leaving() -> None:
-    done = run_program("stuck", ranks=2, exit_code=3)
+def test_a_rank_that_is_busy_in_itself_stops_nobody_from_leaving_and_ends_too(tmp_path: Path) -> None:
+    done = run_program("stuck", ranks=2, exit_code=3, path=str(tmp_path))
     assert (done.code, done.answer[0]["rank"]) == (3, 0)
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in (process.info["cmdline"] or [])]
+    assert psutil.wait_procs(left, timeout=15)[1] == []
 
 
 def test_no_process_outlives_a_killed_master() -> None:
