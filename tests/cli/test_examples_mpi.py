@@ -46,7 +46,7 @@ class Case:
 CASES = (
     Case(
         "minilm_dynamic.yaml",
-        ("tuning.accuracy_criterion.relative=0.001", "tuning.exit_policy.max_trials=30"),
+        ("tuning.accuracy_criterion.relative=0.001", "tuning.exit_policy.max_trials=12"),
         frozenset({"default", "block-wise fallback to fp32"}),
     ),
     Case(
