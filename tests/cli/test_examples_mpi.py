@@ -1,7 +1,7 @@
 """The transformers of the examples come to the same on one process and under ``mpirun -np 3``.
 
-The evaluation sets are cut down and the criteria tightened, so that every run goes past its default configuration: what
-is compared is an order of many ops and the trials that follow from it, not one trial that meets.
+The evaluation sets are cut down and the criteria tightened, so that every run needs several stages: what is compared is
+a series of trials, each following from those before it, not one trial that meets.
 """
 
 from __future__ import annotations
