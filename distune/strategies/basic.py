@@ -36,7 +36,7 @@ NOTICEABLE = 0.25
 """Share of the accuracy missing to the target that a config must close to become the base of later stages."""
 
 SLOWER = 1.1
-"""Latency of a new base, against that of the base before it, at most."""
+"""Latency of a new base, against that of the base before it, at most; beyond it where the intervals say so for sure."""
 
 _LAYER_WISE_TRIALS = 8
 """Trials of the stage that gives single layers more bits, at most."""
@@ -124,7 +124,7 @@ class BasicTuneStrategy(TuneStrategy):
         ours = latency.get(lead.id)
         for rival in rivals:
             theirs = latency.get(rival.id)
-            if ours is None or theirs is None or theirs.ratio <= SLOWER * ours.ratio:
+            if ours is None or theirs is None or theirs.ci_low <= SLOWER * ours.ci_high:
                 return rival
         return lead
 
