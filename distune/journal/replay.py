@@ -64,8 +64,7 @@ class Known:
 def request_key(body: RequestBody) -> str:
     """Names a piece of work: equal for every attempt, rank and run of the same work.
 
-    Probes are named by kind, then config and arguments, then the shard, so that ``known_scores`` can gather the answers
-    to one question whatever the split.
+    Probes are named by kind, then config and arguments, then ops and shard.
     """
     match body:
         case Inspect():
@@ -147,29 +146,6 @@ def known_results(records: Iterable[Record]) -> dict[str, Known]:
             if not (isinstance(body, Failure) and body.kind == "lost"):
                 known[key] = Known(body, meta)
     return known
-
-
-def answer(known: Mapping[str, Known], body: RequestBody) -> Known | None:
-    """The known answer to a request. An exact accuracy with a verdict also answers where a verdict alone is asked."""
-    found = known.get(request_key(body))
-    if found is None and isinstance(body, Judge) and body.accuracy == "verdict":
-        exact = known.get(f"judge:{body.config.hash}:exact")
-        if exact is not None and (isinstance(exact.body, Failure) or getattr(exact.body, "verdict", None) is not None):
-            return exact
-    return found
-
-
-def known_scores(known: Mapping[str, Known], probe: Probe) -> dict[str, float]:
-    """Scores by op that are known for the question of ``probe``, however the ops were split when it was answered.
-
-    Shards by batches hold partial scores and are not gathered: they count only for the very same shard (``answer``).
-    """
-    question = _question(probe)
-    scores: dict[str, float] = {}
-    for key, result in known.items():
-        if key.startswith(question) and key.endswith(":0/1") and isinstance(result.body, ProbeAnswer):
-            scores.update(result.body.scores)
-    return scores
 
 
 def decisions(records: Iterable[Record]) -> list[Mapping[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,9 @@ class _Correlation(CollectingMetric):
             warnings.simplefilter("ignore")  # a constant output gives NaN, which never meets, and is reported as such
             return self._correlate(predictions, labels)
 
+    @abstractmethod
     def _correlate(self, predictions: NDArray[Any], labels: NDArray[Any]) -> float:
-        raise NotImplementedError
+        """The coefficient of two finite series of at least two numbers."""
 
 
 @metric_registry("Pearson")

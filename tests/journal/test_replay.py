@@ -12,12 +12,9 @@ import pytest
 from distune.errors import JournalError
 from distune.journal import Journal
 from distune.journal.replay import (
-    Known,
-    answer,
     decode_result,
     encode_result,
     known_results,
-    known_scores,
     request_key,
     same_decisions,
 )
@@ -105,26 +102,6 @@ def test_the_last_result_of_a_key_counts_and_a_lost_rank_says_nothing(tmp_path: 
         known = known_results(journal)
     assert known.keys() == {key}
     assert known[key].body == ACCURACY
-
-
-def test_an_exact_accuracy_answers_where_a_verdict_is_asked() -> None:
-    known = {request_key(Judge(CONFIG)): Known(ACCURACY, {})}
-    assert answer(known, Judge(CONFIG, "verdict")) is known[request_key(Judge(CONFIG))]
-    assert answer(known, Judge(OTHER, "verdict")) is None
-    unjudged = {request_key(Judge(CONFIG)): Known(replace(ACCURACY, verdict=None), {})}
-    assert answer(unjudged, Judge(CONFIG, "verdict")) is None
-    verdict_only = {request_key(Judge(CONFIG, "verdict")): Known(ACCURACY, {})}
-    assert answer(verdict_only, Judge(CONFIG, "exact")) is None
-
-
-def test_scores_are_known_whatever_the_split_of_the_ops() -> None:
-    known = {
-        request_key(Probe("op_mse", CONFIG, ("a",))): Known(ProbeAnswer({"a": 1.0}), {}),
-        request_key(Probe("op_mse", CONFIG, ("b",))): Known(ProbeAnswer({"b": 2.0}), {}),
-        request_key(Probe("op_mse", OTHER, ("a",))): Known(ProbeAnswer({"a": 9.0}), {}),
-        request_key(Probe("op_mse", CONFIG, (), shard=0, shards=2)): Known(ProbeAnswer({"a": 0.5}), {}),
-    }
-    assert known_scores(known, Probe("op_mse", CONFIG, ("a", "b"))) == {"a": 1.0, "b": 2.0}
 
 
 def decide(tmp_path: Path, name: str, *data: dict[str, Any]) -> Journal:
