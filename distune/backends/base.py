@@ -175,6 +175,7 @@ class Backend(ABC):
 
 _BACKENDS: dict[str, str] = {
     "onnxruntime": "distune.backends.onnxruntime.backend:OnnxRuntimeBackend",
+    "pytorch": "distune.backends.pytorch.backend:PyTorchBackend",
 }
 
 

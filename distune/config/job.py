@@ -64,6 +64,10 @@ class ModelSpec:
         quant_format: ``QDQ`` or ``QOperator`` (ONNX), ``default`` otherwise.
         inputs, outputs: Names the user gave; empty means the model's own.
         live: The model object itself where it was handed over in Python.
+        weights: PyTorch: file of the weights that the builder's module gets; empty where it has them already.
+        example_inputs: PyTorch: what the module is exported with: ``file.py:name`` of inputs or of a function that
+            gives them, shapes and dtypes by input name, or live inputs; ``None`` takes a batch of the data.
+        trust_pickle: PyTorch: the weights may be read by pickle, which runs code that the file holds.
     """
 
     framework: str
@@ -73,6 +77,9 @@ class ModelSpec:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     live: Any = None
+    weights: str = ""
+    example_inputs: Any = None
+    trust_pickle: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def signature(job: TuningJob, digest: str) -> dict[str, Any]:
         digest: SHA-256 of the model and the data (``messages.Inspection.digest``). Where it is given, the model's path
             is left out: the same file may lie elsewhere.
     """
-    model = _fields(job.model, skip={"live", *(("path",) if digest else ())})
+    model = _fields(job.model, skip={"live", *(("path", "weights", "trust_pickle") if digest else ())})
     model["digest"] = digest
     if ".py:" in job.model.path:
         model["builder"] = _plain(job.model.path)

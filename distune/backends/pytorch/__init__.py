@@ -1,0 +1,1 @@
+"""PyTorch modules, quantized by torchao's PT2E and lowered by Inductor."""

@@ -1,0 +1,238 @@
+"""Trace of the loss's Hessian with respect to each weight, for ``hawq_v2``.
+
+Z. Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks", arXiv:1911.03852, section 3.2.
+Hutchinson's estimator: for random signs ``z`` the expectation of ``z^T H z`` is the trace of ``H``, and ``H z`` takes one
+more pass through the gradient's graph, no Hessian. All weights are probed with one ``z`` at once: what the weights share
+with each other averages out, and the cost of a vector does not depend on their number.
+
+The score of an op is the paper's (section 3.3): average trace times perturbation, ``tr(H) / n * |Q(W) - W|^2`` with the
+op's n weights and its own quantization. It is what rounding to nearest is expected to add to the loss, doubled.
+
+A vector depends on the seed, the number of the batch and its own number alone, and how many are drawn is decided batch
+by batch. So the answer is the same however batches are spread over processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from distune.backends.base import Feed
+from distune.config.imports import import_object
+from distune.data.user_code import user_code
+from distune.errors import TrialError, UsageError
+
+LOSS = "hawq_v2_loss"
+"""Setting of the strategy that names the loss."""
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class HutchinsonSettings:
+    """When an estimate is good enough.
+
+    Attributes:
+        relative_error: Standard error of the mean over the vectors, as a share of the trace.
+        floor: Traces below this share of the largest one may have the error of one that large: they come last anyway.
+        least, most: Vectors of one batch.
+    """
+
+    relative_error: float = 0.05
+    floor: float = 0.05
+    least: int = 8
+    most: int = 64
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Estimated trace of one weight's Hessian.
+
+    Attributes:
+        error: Standard error of ``value``.
+        vectors: How many were averaged.
+    """
+
+    value: float
+    error: float
+    vectors: int
+
+
+def hessian_traces(
+    loss: Callable[[], Tensor],
+    weights: Mapping[str, Tensor],
+    seed: int,
+    batch: int,
+    settings: HutchinsonSettings = HutchinsonSettings(),
+) -> dict[str, Trace]:
+    """Traces of the Hessian of ``loss`` with respect to each of ``weights``, by their keys.
+
+    Memory is that of the graph of one batch's gradient, plus two copies of the weights.
+
+    Args:
+        loss: Runs the model and gives the loss of one batch; called once, with gradients on.
+        weights: What the loss depends on; one without influence has the trace 0.
+        batch: Number of the batch in the data.
+
+    Raises:
+        TrialError: The model cannot be differentiated twice, or the loss is not finite.
+    """
+    if not weights:
+        return {}
+    values = list(weights.values())
+    required = [value.requires_grad for value in values]
+    with torch.enable_grad(), _differentiable_attention():
+        try:
+            for value in values:
+                value.requires_grad_(True)
+            return dict(zip(weights, _estimated(loss, values, seed, batch, settings), strict=True))
+        finally:
+            for value, before in zip(values, required, strict=True):
+                value.requires_grad_(before)
+
+
+def perturbation(weight: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
+    """``|Q(W) - W|^2 / n``: the factor that turns a trace into the score of an op."""
+    difference = rounded.astype(np.float64) - weight
+    return float(np.square(difference).mean()) if difference.size else 0.0
+
+
+def loss_of(module: nn.Module, inputs: tuple[str, ...], feed: Feed, labels: Any, loss: Loss) -> Callable[[], Tensor]:
+    """The loss of ``module`` on one batch, for ``hessian_traces``.
+
+    Args:
+        inputs: Names of the feed in the order of the module's arguments.
+        labels: As the data give them.
+
+    Raises (the closure):
+        UserCodeError: The user's loss raises.
+        UsageError: It gives something else than one number.
+    """
+    if labels is None:
+        raise UsageError(f"{LOSS} compares outputs with labels, but the calibration data carry none: give them labels")
+    target = _target(labels)
+
+    def compute() -> Tensor:
+        output = module(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in inputs))
+        with user_code(LOSS):
+            value = loss(output, target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = (
+                f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            )
+            raise UsageError(f"{LOSS} must give one number as a tensor, not {what}; average over the samples")
+        return value.reshape(())
+
+    return compute
+
+
+def resolve_loss(given: Any) -> Loss:
+    """The loss that the strategy's setting means: a function, ``module:name`` or ``file.py:name``; a class is built.
+
+    Raises:
+        UsageError: There is no such name, or it cannot be called.
+        UserCodeError: Importing or building it raises.
+    """
+    found = import_object(given, LOSS) if isinstance(given, str) else given
+    if isinstance(found, type):
+        with user_code(LOSS):
+            found = found()
+    if not callable(found):
+        raise UsageError(f"{LOSS}: {given!r} is a {type(found).__name__}, not a function (output, target) -> loss")
+    loss: Loss = found
+    return loss
+
+
+def _estimated(
+    loss: Callable[[], Tensor], weights: list[Tensor], seed: int, batch: int, settings: HutchinsonSettings
+) -> list[Trace]:
+    value = loss()
+    if not math.isfinite(float(value.detach())):
+        raise TrialError(f"Hessian trace: the loss of batch {batch} is {float(value.detach())}")
+    try:
+        gradients = torch.autograd.grad(value, weights, create_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise TrialError(f"Hessian trace: the loss has no gradient: {error}") from error
+    used = [i for i, gradient in enumerate(gradients) if gradient is not None and gradient.requires_grad]
+    samples: list[NDArray[np.float64]] = []
+    while used and len(samples) < settings.most:
+        generator = _generator(seed, batch, len(samples))
+        signs = [_signs(weight, generator) for weight in weights]
+        try:
+            products = torch.autograd.grad(
+                [gradients[i] for i in used],
+                [weights[i] for i in used],
+                [signs[i] for i in used],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            raise TrialError(f"Hessian trace: the model cannot be differentiated twice: {error}") from error
+        row = np.zeros(len(weights))
+        for i, product in zip(used, products, strict=True):
+            row[i] = 0.0 if product is None else float((product.double() * signs[i]).sum())
+        samples.append(row)
+        if len(samples) >= settings.least and _settled(np.array(samples), settings):
+            break
+    if not samples:
+        return [Trace(0.0, 0.0, 0) for _ in weights]
+    rows = np.array(samples)
+    return [Trace(float(m), float(e), len(rows)) for m, e in zip(rows.mean(axis=0), _errors(rows), strict=True)]
+
+
+def _settled(rows: NDArray[np.float64], settings: HutchinsonSettings) -> bool:
+    size = np.abs(rows.mean(axis=0))
+    allowed = settings.relative_error * np.maximum(size, settings.floor * size.max(initial=0.0))
+    return bool((_errors(rows) <= allowed).all())
+
+
+def _errors(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    if len(rows) < 2:
+        return np.full(rows.shape[1], np.inf)
+    return np.asarray(rows.std(axis=0, ddof=1) / math.sqrt(len(rows)))
+
+
+def _generator(seed: int, batch: int, vector: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{batch}:{vector}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randint(0, 2, weight.shape, generator=generator, dtype=torch.int8)
+    return (2 * drawn - 1).to(weight.dtype).to(weight.device)
+
+
+def _differentiable_attention() -> AbstractContextManager[None]:
+    """The fused attention kernels have no second derivative; the plain one has."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
+
+
+def _target(labels: Any) -> Any:
+    """Labels as tensors; integers as int64, which torch's losses ask for."""
+    if isinstance(labels, tuple):
+        return tuple(_target(label) for label in labels)
+    tensor = torch.from_numpy(np.ascontiguousarray(labels))
+    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
+
+
+__all__ = [
+    "LOSS",
+    "HutchinsonSettings",
+    "Loss",
+    "Trace",
+    "hessian_traces",
+    "loss_of",
+    "perturbation",
+    "resolve_loss",
+]
