@@ -59,7 +59,7 @@ def conduct(
             transport = connect(job, workspace)
             with ConsoleListener(quiet=quiet, terminal_size=launcher_terminal(os.environ)) as console:
                 listener = Listeners((console, log))
-                for remark in (*workspace.warnings, *remarks):
+                for remark in (*workspace.warnings, *remarks, *transport.warnings):
                     listener.on(Warned(remark))
                 tuner = Tuner(job, transport, workspace, listener)
                 interruption.on_request(tuner.interrupt)

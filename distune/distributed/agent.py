@@ -13,6 +13,7 @@ from distune.distributed import mpi_protocol as p
 from distune.distributed.child import ChildWorker
 from distune.distributed.files import FileStore, is_lacking
 from distune.distributed.mpi_link import Backoff, MpiLink
+from distune.distributed.placement import settle
 from distune.distributed.topology import worker_info
 from distune.distributed.worker import InlineWorker, Worker, unpack_job, wait_for
 from distune.errors import TransportError
@@ -37,6 +38,7 @@ class Agent:
         self._expected: set[str] = set()
         self._worker: Worker | None = None
         self._exit_code: int | None = None
+        self._unsettle: Callable[[], None] = lambda: None
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             p.Manifest: self._on_manifest,
             p.Chunk: self._on_chunk,
@@ -67,6 +69,7 @@ class Agent:
                 self._worker.close()
                 self._pass_output()
             self._store.close()
+            self._unsettle()
         self._link.send(0, p.Bye())
         self._link.drain(10.0)
         return self._exit_code
@@ -110,6 +113,7 @@ class Agent:
     def _on_start(self, message: p.Start) -> None:
         info = worker_info(self._link.rank)
         epoch = time.monotonic() - message.now
+        self._unsettle = settle(message.placement)
         if message.in_process:
             job = unpack_job(message.job)
             self._worker = InlineWorker(job, info.host, info.rank, runner=message.runner, epoch=epoch)

@@ -10,6 +10,7 @@ from pathlib import Path
 from distune.config.job import TuningJob
 from distune.distributed.child import ChildWorker
 from distune.distributed.output import OutputLog
+from distune.distributed.placement import place, settle
 from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.topology import worker_info
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo
@@ -41,6 +42,8 @@ class LocalTransport(Transport):
         self._log = OutputLog(log_dir)
         own = worker_info(0)
         self._infos = tuple(replace(own, rank=rank, local_rank=rank) for rank in range(workers))
+        placements, self.warnings = place([own], job.evaluation.performance.cores_per_instance)
+        self._unsettle = settle(placements[0])
         self._workers: dict[int, Worker] = {}
         if job.isolation == "none":
             self._workers[0] = InlineWorker(job, own.host, 0, runner=runner, epoch=self._epoch)
@@ -85,6 +88,7 @@ class LocalTransport(Transport):
             worker.close()
             self._log.write(rank, worker.take_output())
         self._workers.clear()
+        self._unsettle()
 
     def _worker(self, rank: int) -> Worker:
         if rank not in self._workers:

@@ -32,6 +32,7 @@ from distune.distributed.files import (
 )
 from distune.distributed.mpi_link import Backoff, MpiLink, import_mpi
 from distune.distributed.output import OutputLog
+from distune.distributed.placement import place, settle
 from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.topology import host_name, launched_rank, worker_info
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
@@ -214,14 +215,16 @@ class MpiTransport(Transport):
         self._early: list[tuple[int, Any]] = []
         packed = pack_job(job)
         self._infos = self._gather()
+        placements, self.warnings = place(self._infos.values(), job.evaluation.performance.cores_per_instance)
         paths = self._share_files(job)
         in_process = job.isolation == "none"
         # Once a node, not once a rank: a live model in the job may be large.
         jobs = {host: pack_job(rewrite_paths(job, mapping)) if mapping else packed for host, mapping in paths.items()}
         for rank, info in self._infos.items():
             if rank:
-                self._link.send(rank, p.Start(jobs[info.host], runner, self.now(), in_process))
+                self._link.send(rank, p.Start(jobs[info.host], runner, self.now(), in_process, placements[rank]))
         host = self._infos[0].host
+        self._unsettle = settle(placements[0])
         self._own: Worker = (
             InlineWorker(job, host, 0, runner=runner, epoch=self._epoch)
             if in_process
@@ -281,6 +284,7 @@ class MpiTransport(Transport):
             self._link.send(rank, p.Leave(exit_code))
         self._own.close()
         self._log.write(0, self._own.take_output())
+        self._unsettle()
         self.stuck = frozenset(_see_off(self._link, alive, self._on_message))
 
     # ------------------------------------------------------------------------------------------------------- start-up

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from distune.distributed.files import FileEntry
+from distune.distributed.placement import Placement
 from distune.distributed.transport import WorkerInfo
 from distune.trial.messages import Broadcast, Request, Result
 
@@ -80,12 +81,14 @@ class Start:
         job: The packed job, with the paths of this node.
         now: Seconds since the run began, at the time of sending.
         in_process: Run trials in the rank itself.
+        placement: Cores and threads of this rank.
     """
 
     job: bytes
     runner: str
     now: float
     in_process: bool
+    placement: Placement
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from distune.distributed.resources import own_resources, read
 from distune.distributed.transport import WorkerInfo
 
 _LAUNCHER_VARIABLES = (
@@ -60,70 +61,13 @@ def host_name() -> str:
 def worker_info(rank: int, local_rank: int = 0) -> WorkerInfo:
     """What this process knows of itself as worker ``rank``."""
     model, isa = _processor()
-    return WorkerInfo(rank, host_name(), local_rank, model, isa)
-
-
-def usable_cores() -> float:
-    """Cores this process may keep busy: its affinity mask, cut by the CPU quota of its cgroup.
-
-    The number of cores of the machine (``os.cpu_count()``) is not what a container or a Slurm job may use.
-    """
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quota = cgroup_cpu_quota()
-    return cores if quota is None else min(cores, quota)
-
-
-def cgroup_cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPU quota of this process's cgroup in cores, the tightest one on the way to the root; ``None``: unlimited.
-
-    Args:
-        root: Where the cgroup file systems are mounted.
-        own: The file that names this process's groups.
-    """
-    quotas: list[float] = []
-    for controllers, group in _cgroups(own):
-        if controllers == "":  # version 2
-            base, read = root, _quota_v2
-        elif "cpu" in controllers.split(","):
-            base, read = root / "cpu", _quota_v1
-        else:
-            continue
-        folder = base / group.lstrip("/")
-        # Inside a container the path may be the host's and not exist here; the mount's root is then the own group.
-        while True:
-            quota = read(folder)
-            if quota is not None:
-                quotas.append(quota)
-            if folder == base or base not in folder.parents:
-                break
-            folder = folder.parent
-    return min(quotas, default=None)
-
-
-def _cgroups(own: Path) -> list[tuple[str, str]]:
-    lines = _read(own).splitlines()
-    parts = [line.split(":", 2) for line in lines]
-    return [(part[1], part[2]) for part in parts if len(part) == 3]
-
-
-def _quota_v2(folder: Path) -> float | None:
-    fields = _read(folder / "cpu.max").split()
-    if len(fields) != 2 or fields[0] == "max":
-        return None
-    return int(fields[0]) / int(fields[1])
-
-
-def _quota_v1(folder: Path) -> float | None:
-    quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
-    if not quota or not period or int(quota) <= 0:
-        return None
-    return int(quota) / int(period)
+    return WorkerInfo(rank, host_name(), local_rank, model, isa, own_resources())
 
 
 def _processor() -> tuple[str, tuple[str, ...]]:
     """Model name and flags that matter, of the first processor (nodes with unlike sockets do not exist in practice)."""
     model, flags = "", set[str]()
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
+    for line in read(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         key = key.strip()
         if key == "model name":
@@ -133,11 +77,3 @@ def _processor() -> tuple[str, tuple[str, ...]]:
         elif not key and flags:
             break
     return model, tuple(flag for flag in _QUANTIZATION_ISA if flag in flags)
-
-
-def _read(path: Path) -> str:
-    """Content of a file of ``/proc`` or ``/sys``, empty where the system has no such file."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distune.distributed.resources import Resources
 from distune.trial.messages import Broadcast, Request, Result
 
 
@@ -29,6 +30,7 @@ class WorkerInfo:
         local_rank: Position among the workers of its host.
         cpu: Processor model.
         isa: Instruction sets that matter to quantized kernels, e.g. ``avx512_vnni``.
+        resources: What it may use of its node; ``None`` where it has not said.
     """
 
     rank: int
@@ -36,6 +38,7 @@ class WorkerInfo:
     local_rank: int = 0
     cpu: str = ""
     isa: tuple[str, ...] = ()
+    resources: Resources | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ Event = ResultArrived | WorkerLost
 
 class Transport(ABC):
     """Connects the master with its workers. Used by one thread."""
+
+    warnings: Sequence[str] = ()
+    """What the user should know of how the workers are placed."""
 
     @property
     @abstractmethod

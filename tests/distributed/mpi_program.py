@@ -112,6 +112,15 @@ def environment(transport: MpiTransport) -> Any:
     return [sorted(known["data"]["environ"]) for known in answers(transport, len(transport.workers))]
 
 
+def placed(transport: MpiTransport) -> Any:
+    """Cores and threads that the children find."""
+    for worker in transport.workers:
+        transport.send(worker.rank, ask(worker.rank, "placed"))
+    found = sorted(answers(transport, len(transport.workers)), key=lambda known: known["rank"])
+    cores = [[known["data"]["cores"], known["data"]["threads"]] for known in found]
+    return {"placed": cores, "warnings": list(transport.warnings)}
+
+
 def interrupted(transport: MpiTransport) -> Any:
     """Waits for a signal on rank 0, as a run does in mid-trial."""
     seen: list[int] = []
@@ -141,7 +150,7 @@ LINE = RankEnd(os.environ)
 
 CASES: dict[str, Callable[[MpiTransport], Any]] = {
     case.__name__: case
-    for case in (echo, crash, model, blob, kill, kill_master, idle, conformance, environment, interrupted)
+    for case in (echo, crash, model, blob, kill, kill_master, idle, conformance, environment, placed, interrupted)
 }
 
 

@@ -66,6 +66,9 @@ class ScriptedRunner:
     def _environment(self) -> dict[str, Any]:
         return {"environ": dict(os.environ), "path": list(sys.path), "cwd": os.getcwd()}
 
+    def _placed(self) -> dict[str, Any]:
+        return {"cores": sorted(os.sched_getaffinity(0)), "threads": os.environ["OMP_NUM_THREADS"]}
+
     def _exit(self, code: int = 3) -> None:
         print("last words", file=sys.stderr)
         os._exit(code)
