@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from distune.distributed.chaos import Chaos
 from distune.distributed.child_process import ChildProcess
 from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.frames import encode_frame
@@ -43,6 +44,7 @@ class ChildWorker(Worker):
         runner: Dotted name of the runner's class.
         epoch: ``time.monotonic()`` at the start of the run.
         memory_limit: Bytes the child's process group may keep resident; ``None`` means no limit.
+        chaos: What is to go wrong on purpose.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ChildWorker(Worker):
         runner: str = DEFAULT_RUNNER,
         epoch: float | None = None,
         memory_limit: int | None = None,
+        chaos: Chaos | None = None,
     ) -> None:
         self._job = job
         self._host = host
@@ -61,6 +64,7 @@ class ChildWorker(Worker):
         self._runner = runner
         self._epoch = time.monotonic() if epoch is None else epoch
         self._memory_limit = memory_limit
+        self._chaos = chaos
         self._queue: deque[Request | Broadcast] = deque()
         self._statistics: dict[object, LoadStatistics] = {}
         self._current: Request | None = None
@@ -163,6 +167,7 @@ class ChildWorker(Worker):
             self._epoch,
             tuple(sys.path),
             tuple((name, os.environ.get(name)) for name in ("PYTHONPATH", "PYTHONSAFEPATH")),
+            self._chaos,
         )
         self._process.send(encode_frame(setup))
         for broadcast in self._statistics.values():

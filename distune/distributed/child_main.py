@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
+import functools
 import os
 import pickle
 import queue
@@ -18,8 +19,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from distune.distributed.chaos import suffer
 from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.frames import FrameDecoder, encode_frame
 from distune.distributed.runner_host import RunnerHost
@@ -42,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)  # what was printed before a crash is not lost
-    for name in (signal.SIGINT, signal.SIGUSR1):
+    _be_the_first_to_go()
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         # A batch system signals every process of a job; what to do about it is the master's decision. Not SIG_IGN,
         # which programs that a trial starts would inherit.
         signal.signal(name, _leave_it_to_the_master)
@@ -68,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runner.close()
             return 0
         if isinstance(message, Request):
-            line.sendall(encode_frame(runner.answer(message)))
+            fate = None if setup.chaos is None else setup.chaos.fate(message)
+            line.sendall(encode_frame(suffer(fate, functools.partial(runner.answer, message))))
         else:
             runner.receive(message)
 
@@ -109,6 +113,15 @@ def _read(line: socket.socket, inbox: queue.SimpleQueue[bytes]) -> None:
                 os._exit(0)  # the agent is gone; nobody is left to answer
             for body in decoder.bodies(data):
                 inbox.put(body)
+
+
+def _be_the_first_to_go() -> None:
+    """Where memory runs out the kernel is to end the trial, not the rank that can tell of it (Linux).
+
+    Where a sandbox forbids it the kernel chooses by size, as ever.
+    """
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")
 
 
 def _leave_it_to_the_master(signum: int, frame: object) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distune.distributed.chaos import Chaos
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -16,6 +18,7 @@ class Setup:
         python_path: The parent's ``sys.path``, so that the user's modules import the same way.
         environment: Variables to set back to what the parent has, ``None`` to remove them: the child was started with
             others.
+        chaos: What is to go wrong on purpose.
     """
 
     job: bytes
@@ -25,6 +28,7 @@ class Setup:
     epoch: float
     python_path: tuple[str, ...]
     environment: tuple[tuple[str, str | None], ...] = ()
+    chaos: Chaos | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from distune.distributed.chaos import SLOW_S, Chaos
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
 from distune.errors import TransportError
 from distune.trial.messages import Broadcast, Failure, Request, Result, ResultBody
@@ -53,6 +54,7 @@ class SimulatedTransport(Transport):
         workers: Number of workers, or what they are.
         faults: What goes wrong.
         hear: Told of each broadcast when a worker comes to it.
+        chaos: What goes wrong with the work itself, as ``DISTUNE_CHAOS`` does it to real children and ranks.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class SimulatedTransport(Transport):
         workers: int | Sequence[WorkerInfo] = 1,
         faults: Faults | None = None,
         hear: Callable[[int, Broadcast], None] = lambda rank, broadcast: None,
+        chaos: Chaos | None = None,
     ) -> None:
         infos = (
             [WorkerInfo(rank, "simulated", rank) for rank in range(workers)] if isinstance(workers, int) else workers
@@ -68,6 +71,7 @@ class SimulatedTransport(Transport):
         self._answer = answer
         self._faults = faults or Faults()
         self._hear = hear
+        self._chaos = chaos
         self._workers = {info.rank: _Worker(info) for info in infos}
         self._now = 0.0
         self._order = itertools.count()
@@ -147,6 +151,7 @@ class SimulatedTransport(Transport):
                 self._hear(worker.info.rank, message)
                 continue
             body, seconds = self._answer(worker.info.rank, message)
+            body, seconds = self._struck(worker.info.rank, message, body, seconds)
             deadline = message.deadline_s
             if deadline is not None and seconds > deadline:
                 body, seconds = Failure("deadline", f"not done after {deadline:g} s"), deadline
@@ -154,6 +159,21 @@ class SimulatedTransport(Transport):
             worker.start_s, worker.end_s = self._now, self._now + seconds
             worker.body = body
             self._finish_later(worker)
+
+    def _struck(self, rank: int, request: Request, body: ResultBody, seconds: float) -> tuple[ResultBody, float]:
+        """What chaos makes of an answer and of the seconds that it takes."""
+        fate = None if self._chaos is None else self._chaos.fate(request)
+        if fate is None:
+            return body, seconds
+        if fate.kind == "crash":
+            return Failure("crash", f"{fate.death}, by DISTUNE_CHAOS"), seconds * fate.moment
+        if fate.kind == "hang":
+            return body, float("inf")
+        if fate.kind == "slow":
+            return body, seconds + fate.moment * SLOW_S
+        if rank:
+            self._at(self._now + seconds * fate.moment, functools.partial(self._lose, rank))
+        return body, seconds
 
     def _finish_later(self, worker: _Worker) -> None:
         worker.generation += 1
