@@ -7,6 +7,7 @@ list) and the labels. One whose result is a mean over samples derives from ``Per
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from distune.data.batch import to_array
 from distune.data.registry import ComponentRegistry, names_user_code
 from distune.data.user_code import user_code
 from distune.errors import DataError, UserCodeError
+from distune.metrics.sums import ExactSum
 
 
 class Metric(ABC):
@@ -51,29 +53,58 @@ class Metric(ABC):
 
 
 class PerSampleMetric(Metric):
-    """A metric that is a function of the mean of per-sample outcomes."""
+    """A metric that is a function of the mean of per-sample outcomes.
+
+    This form is what early verdicts rest on: with bounds of the outcomes, samples that were not seen yet can change
+    the result by so much only. Without bounds (the default) every evaluation runs in full.
+
+    Attributes:
+        outcome_low, outcome_high: Bounds of every outcome, per unit of weight.
+        latest: Outcomes and weights of the samples of the last ``update``, float64 [n] each.
+    """
+
+    outcome_low: float = -math.inf
+    outcome_high: float = math.inf
 
     def __init__(self) -> None:
-        self._outcomes: list[NDArray[np.float64]] = []
+        self.reset()
 
     @abstractmethod
     def outcomes(self, outputs: Any, labels: Any) -> NDArray[np.float64]:
-        """Outcome of each sample of the batch, float64 [n]."""
+        """Outcome of each sample of the batch, float64 [n]; one with weight w is the sum over w units."""
+
+    def weights(self, outputs: Any, labels: Any) -> NDArray[np.float64] | None:
+        """What each sample weighs in the mean, float64 [n], ``None`` where all weigh 1. The same for every model."""
+        return None
+
+    def margins(self, outputs: Any, labels: Any) -> NDArray[np.float64] | None:
+        """How far each sample's outputs are from another outcome, float64 [n]: below 0 where the outcome is bad.
+
+        A sample of the smallest magnitude is the first that a small change of the model can flip. ``None`` where
+        outcomes say no such thing.
+        """
+        return None
 
     def finish(self, mean: float) -> float:
         """The result from the mean outcome; it must be monotone."""
         return mean
 
     def update(self, outputs: Any, labels: Any) -> None:
-        self._outcomes.append(self.outcomes(outputs, labels))
+        outcomes = np.asarray(self.outcomes(outputs, labels), np.float64)
+        weights = self.weights(outputs, labels)
+        self.latest = (outcomes, np.ones(len(outcomes)) if weights is None else weights)
+        self._sum.add(self.latest[0])
+        self._weight.add(self.latest[1])
 
     def result(self) -> float:
-        if not self._outcomes:
+        weight = self._weight.value()
+        if weight == 0:
             raise DataError(f"{type(self).__name__}: no samples")
-        return self.finish(float(np.mean(np.concatenate(self._outcomes))))
+        return self.finish(self._sum.value() / weight)
 
     def reset(self) -> None:
-        self._outcomes = []
+        self._sum, self._weight = ExactSum(), ExactSum()  # the same result in any order of the samples
+        self.latest = (np.zeros(0), np.zeros(0))
 
 
 class CollectingMetric(Metric):
@@ -146,7 +177,15 @@ def create_metric(metric: ComponentSpec | Any) -> Metric:
 
 
 class UserMetric(Metric):
-    """A metric of the user's that derives from nothing of ours."""
+    """A metric of the user's that derives from nothing of ours.
+
+    Where it has ``outcomes(predictions, labels)``, and says with ``outcome_low`` and ``outcome_high`` between what they
+    lie, trials may end early: its ``result()`` must then be the mean of the outcomes (passed through ``finish``, where
+    it has one). ``weights`` and ``margins`` are used too, all as in ``PerSampleMetric``.
+
+    Attributes:
+        per_sample: It has ``outcomes``.
+    """
 
     def __init__(self, metric: Any, what: str) -> None:
         missing = [name for name in ("update", "result", "reset") if not callable(getattr(metric, name, None))]
@@ -156,6 +195,7 @@ class UserMetric(Metric):
             )
         self._metric = metric
         self._what = what
+        self.per_sample = callable(getattr(metric, "outcomes", None))
         self.higher_is_better = bool(getattr(metric, "higher_is_better", True))
         self.compare_label = bool(getattr(metric, "compare_label", True))
 
@@ -171,6 +211,17 @@ class UserMetric(Metric):
     def reset(self) -> None:
         with user_code(self._what):
             self._metric.reset()
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """What the user's method of this name returns; ``None`` where there is none."""
+        found = getattr(self._metric, method, None)
+        with user_code(self._what):
+            return None if found is None else found(*args)
+
+    def bound(self, name: str) -> float:
+        """``outcome_low`` or ``outcome_high``; infinite where the user's class does not say."""
+        unknown = -math.inf if name == "outcome_low" else math.inf
+        return as_number(getattr(self._metric, name, unknown), f"{self._what}: {name}")
 
 
 def as_number(value: Any, what: str) -> float:

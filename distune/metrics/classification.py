@@ -19,6 +19,8 @@ class TopK(PerSampleMetric):
     Outputs [n, ..., classes], labels [n, ...].
     """
 
+    outcome_low, outcome_high = 0.0, 1.0
+
     def __init__(self, k: int = 1, compare_label: bool = True) -> None:
         super().__init__()
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
@@ -35,6 +37,9 @@ class TopK(PerSampleMetric):
             )
         return _mean_per_sample(_among_top(scores, targets, self.k))
 
+    def margins(self, outputs: Any, labels: Any) -> NDArray[np.float64] | None:
+        return _margins(*_scores_and_targets(outputs, labels, self), self.k)
+
 
 @metric_registry("Accuracy")
 class Accuracy(PerSampleMetric):
@@ -44,6 +49,8 @@ class Accuracy(PerSampleMetric):
     dtype, or probabilities [n] or [n, 1] of a binary classifier (above 0.5 is class 1). Labels [n, ...].
     """
 
+    outcome_low, outcome_high = 0.0, 1.0
+
     def __init__(self, compare_label: bool = True) -> None:
         super().__init__()
         self.compare_label = compare_label
@@ -51,6 +58,16 @@ class Accuracy(PerSampleMetric):
     def outcomes(self, outputs: Any, labels: Any) -> NDArray[np.float64]:
         predictions, targets = _predicted_classes(outputs, labels, self)
         return _mean_per_sample(predictions == targets)
+
+    def margins(self, outputs: Any, labels: Any) -> NDArray[np.float64] | None:
+        scores = one_output(outputs, self)
+        if scores.dtype.kind in "iub":
+            return None
+        if scores.ndim == 1 or (scores.ndim == 2 and scores.shape[1] == 1):
+            predictions, targets = _predicted_classes(outputs, labels, self)
+            distance = np.abs(scores.reshape(-1).astype(np.float64) - 0.5)
+            return np.where(predictions == targets, distance, -distance)
+        return _margins(*_scores_and_targets(outputs, labels, self), 1)
 
 
 @metric_registry("F1")
@@ -164,6 +181,16 @@ def _targets(
             f"classes, 0 to {classes - 1}; shift them with postprocess LabelShift"
         )
     return targets
+
+
+def _margins(scores: NDArray[Any], targets: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """The label's score less the ``k``-th best of the other classes; the smallest one of a sample with several."""
+    others = scores.astype(np.float64)
+    own = np.take_along_axis(others, targets[..., np.newaxis], axis=-1)[..., 0]
+    np.put_along_axis(others, targets[..., np.newaxis], -np.inf, axis=-1)
+    rival = others.max(axis=-1) if k == 1 else np.partition(others, -k, axis=-1)[..., -k]
+    smallest: NDArray[np.float64] = (own - rival).reshape(len(own), -1).min(axis=1)
+    return smallest
 
 
 def _mean_per_sample(right: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distune.errors import DataError
-from distune.metrics.base import Metric, metric_registry, one_label, one_output
+from distune.metrics.base import PerSampleMetric, metric_registry, one_label, one_output
 
 
 @metric_registry("Loss")
-class Loss(Metric):
+class Loss(PerSampleMetric):
     """Mean cross-entropy (natural logarithm) over samples, or over tokens.
 
     Outputs are logits [n, ..., classes], labels class ids [n, ...].
@@ -22,16 +23,13 @@ class Loss(Metric):
     """
 
     higher_is_better = False
+    outcome_low = 0.0
 
     def __init__(self, ignore_index: int = -100) -> None:
+        super().__init__()
         self._ignore = ignore_index
-        self.reset()
 
-    def reset(self) -> None:
-        self._sum = 0.0
-        self._count = 0
-
-    def update(self, outputs: Any, labels: Any) -> None:
+    def outcomes(self, outputs: Any, labels: Any) -> NDArray[np.float64]:
         logits, targets = one_output(outputs, self), one_label(labels, self)
         if logits.ndim < 2 or logits.shape[:-1] != targets.shape or targets.dtype.kind not in "iu":
             raise DataError(
@@ -45,19 +43,20 @@ class Loss(Metric):
         top = logits.max(axis=-1, keepdims=True)
         log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
         entropy = log_sum - np.take_along_axis(logits, ids[..., np.newaxis], axis=-1)[..., 0]
-        self._sum += float(entropy[counted].sum(dtype=np.float64))
-        self._count += int(counted.sum())
+        # Rounding may leave the entropy of a sure prediction a little below 0, which no entropy is.
+        counting = np.where(counted, np.maximum(entropy.astype(np.float64), 0.0), 0.0)
+        sums: NDArray[np.float64] = counting.reshape(len(targets), -1).sum(axis=1)
+        return sums
 
-    def result(self) -> float:
-        if self._count == 0:
-            raise DataError(f"{type(self).__name__}: no samples")
-        return self._sum / self._count
+    def weights(self, outputs: Any, labels: Any) -> NDArray[np.float64] | None:
+        targets = one_label(labels, self)
+        counts: NDArray[np.float64] = (targets != self._ignore).reshape(len(targets), -1).sum(axis=1, dtype=np.float64)
+        return counts
 
 
 @metric_registry("Perplexity")
 class Perplexity(Loss):
     """``exp`` of the mean cross-entropy; arguments and shapes as of ``Loss``."""
 
-    def result(self) -> float:
-        mean = super().result()
+    def finish(self, mean: float) -> float:
         return math.exp(mean) if mean < 700 else math.inf  # exp overflows a float at 709.8

@@ -22,6 +22,7 @@ class _MeanError(PerSampleMetric):
     """
 
     higher_is_better = False
+    outcome_low = 0.0
 
     def __init__(self, compare_label: bool = True) -> None:
         super().__init__()
