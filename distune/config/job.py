@@ -111,6 +111,33 @@ class CalibrationSpec:
 
 
 @dataclass(frozen=True)
+class TrainSpec:
+    """How quantization-aware training goes.
+
+    Attributes:
+        dataloader: Batches of ``(input, label)`` to train on; ``None`` where ``train_func`` brings its own.
+        optimizer: Name in ``torch.optim`` with its arguments, else ``module:name`` of a function that gets the
+            parameters.
+        criterion: Name in ``torch.nn`` with its arguments, else ``module:name`` of a function or class; called with
+            outputs and labels.
+        postprocess: Transforms of ``(outputs, labels)`` before the criterion.
+        start_epoch, end_epoch: Epochs are counted from the one up to the other, which is not trained.
+        iteration: Batches of an epoch at most; -1 means all.
+        train_func: ``module:name``, ``/abs/file.py:name`` or a live function that gets the prepared module and trains
+            it, instead of all that.
+    """
+
+    dataloader: Dataloader | None = None
+    optimizer: ComponentSpec = ComponentSpec("SGD", {"lr": 0.01})
+    criterion: ComponentSpec = ComponentSpec("CrossEntropyLoss")
+    postprocess: tuple[ComponentSpec, ...] = ()
+    start_epoch: int = 0
+    end_epoch: int = 1
+    iteration: int = -1
+    train_func: str | Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
 class MetricSpec:
     """One metric of the evaluation.
 
@@ -237,6 +264,7 @@ class TuningJob:
     """One run of distune.
 
     Attributes:
+        train: How a trial trains, where the approach is ``qat``.
         parameters: Parameters of the user's own that are tuned beside the ops; ``eval_func`` gets them by keyword.
         metrics: What ``tuning.metrics`` says; criterion, objectives and ``evaluation.names`` follow from it.
         recipes: Recipes that the user fixed, by name; the others may be tuned.
@@ -250,6 +278,7 @@ class TuningJob:
     approach: Approach = "static"
     device: str = "cpu"
     calibration: CalibrationSpec = CalibrationSpec()
+    train: TrainSpec | None = None
     constraints: tuple[Constraint, ...] = ()
     recipes: Mapping[str, Any] = field(default_factory=dict)
     quant_level: Literal["auto", 0, 1] = 1

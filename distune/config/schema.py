@@ -144,7 +144,7 @@ class Configuration(Section):
             "auto_distillation": reason.format("distillation"),
             "nas": reason.format("architecture search"),
             "model_conversion": reason.format("model conversion"),
-            "train": reason.format("training"),
+            "train": "training while quantizing is 'quantization.train' with approach quant_aware_training; move it",
         }
 
     @classmethod
@@ -153,6 +153,9 @@ class Configuration(Section):
         framework = _get(data, "model", "framework")
         if framework == DYNAMIC_FRAMEWORK and approach is not None and APPROACHES.get(str(approach)) != "dynamic":
             message = f"{DYNAMIC_FRAMEWORK} means dynamic quantization; drop this, or take framework onnxrt_qdq"
+            yield Fault(message, ("quantization", "approach"))
+        if APPROACHES.get(str(approach)) == "qat" and FRAMEWORKS.get(str(framework), ("pytorch", ""))[0] != "pytorch":
+            message = "quantization-aware training needs an nn.Module: framework pytorch with path: file.py:builder"
             yield Fault(message, ("quantization", "approach"))
         level = QUANT_LEVELS.get(str(_get(data, "quantization", "quant_level")), 1)
         if level != 1 and _get(data, "tuning", "strategy") is not None:

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, InstanceOf
 
-from distune.config.components import METRIC, Dataset, Metric, Transforms, parse_many
+from distune.config.components import METRIC, Dataset, Metric, parse_many
 from distune.config.diagnostics import describe
 from distune.config.faults import Context, Fault, FaultError, Section
 from distune.config.job import ComponentSpec
-from distune.config.schema_quantization import NO_EFFECT, BatchSettings, Dataloader
+from distune.config.schema_data import NO_EFFECT, BatchSettings, Dataloader, Postprocess
 from distune.config.schema_tuning import Flags, Weights
 from distune.config.values import EvalFunc, Text, Whole, checked_in_context
 from distune.config.yaml_nodes import Empty
@@ -44,12 +44,6 @@ class PerformanceConfigs(Section):
     )
     kmp_blocktime: Whole | None = Field(None, ge=0, description="1.x.", json_schema_extra={NO_EFFECT: _ONE_PROCESS})
     kmp_affinity: Text | None = Field(None, description="1.x.", json_schema_extra={NO_EFFECT: _ONE_PROCESS})
-
-
-class Postprocess(Section):
-    """What happens to the outputs before the metric sees them."""
-
-    transform: Transforms = Field((), description="Transforms of (outputs, labels), in order.")
 
 
 class MultiMetrics(Section):

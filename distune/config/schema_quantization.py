@@ -7,23 +7,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distune.config.components import Dataset, Filter, Transforms
 from distune.config.diagnostics import describe, did_you_mean
 from distune.config.faults import Context, Fault, FaultError, Section
+from distune.config.schema_data import NO_EFFECT, BatchSettings, Dataloader
+from distune.config.schema_train import Train
 from distune.config.values import (
     Algorithms,
     ApproachName,
     Dtypes,
-    Flag,
     Granularities,
     Pattern,
     QuantLevel,
     Schemes,
-    Whole,
     checked_in_context,
     whole_numbers,
 )
 from distune.config.vocabulary import (
+    APPROACHES,
     ARGUMENT_RECIPES,
     BOOLEAN_RECIPES,
     GRAPH_LEVELS,
@@ -31,32 +31,6 @@ from distune.config.vocabulary import (
     RECIPES,
 )
 from distune.config.yaml_nodes import plain
-
-NO_EFFECT = "no_effect"
-"""Key of a field's extra: why the field is accepted and does nothing."""
-
-
-class BatchSettings(Section):
-    """What every dataloader has, without its data."""
-
-    batch_size: Whole = Field(1, ge=1, description="Samples of one batch.")
-    last_batch: Literal["rollover", "discard"] = Field(
-        "rollover", description="Whether a shorter last batch is kept (rollover) or dropped (discard)."
-    )
-    transform: Transforms = Field((), description="Transforms of a sample, in order.")
-    filter: Filter | None = Field(None, description="Which samples are taken.")
-    shuffle: Flag = Field(False, description="Whether the samples are shuffled, with the run's seed.")
-    distributed: Flag = Field(
-        False,
-        description="1.x: split of the evaluation over Horovod.",
-        json_schema_extra={NO_EFFECT: "trials are spread over the ranks, a dataloader is not split"},
-    )
-
-
-class Dataloader(BatchSettings):
-    """Where samples come from and how they become batches."""
-
-    dataset: Dataset = Field(description="The dataset: its name with its arguments.")
 
 
 class Calibration(Section):
@@ -197,7 +171,7 @@ class Advance(Section):
 class Quantization(Section):
     """How the model is quantized and what may be tuned."""
 
-    approach: ApproachName = Field("static", description="Static, dynamic or either per op (auto).")
+    approach: ApproachName = Field("static", description="Static, dynamic, either (auto), weight_only, or in training.")
     quant_level: QuantLevel = Field(1, description="auto, 0 (conservative, from fp32 up) or 1 (tuning.strategy).")
     calibration: Calibration = Field(
         default_factory=lambda: Calibration.model_construct(), description="The calibration samples."
@@ -216,12 +190,17 @@ class Quantization(Section):
     )
     advance: Advance | None = Field(None, description="Advanced settings of 1.x.")
 
+    train: Train | None = Field(None, description="How the model is trained (approach quant_aware_training).")
+
     @classmethod
-    def refused(cls) -> Mapping[str, str]:
-        return {
-            "train": "training cannot be set up in a YAML file: distune tunes post-training quantization; "
-            "take this section out"
-        }
+    def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
+        aware = APPROACHES.get(str(data.get("approach"))) == "qat"
+        if data.get("train") is not None and not aware:
+            yield Fault(
+                "training belongs to approach: quant_aware_training; drop it or change the approach", ("train",), "key"
+            )
+        if aware and context.complete and data.get("train") is None:
+            yield Fault("quant_aware_training needs the section 'train': optimizer, dataloader and epochs", (), "key")
 
 
 __all__ = ["NO_EFFECT", "BatchSettings", "Calibration", "Dataloader", "OpRule", "Quantization", "Rule"]

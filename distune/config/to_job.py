@@ -19,12 +19,15 @@ from distune.config.job import (
     ObjectiveName,
     ObjectiveSpec,
     StrategySpec,
+    TrainSpec,
     TuningJob,
 )
 from distune.config.parameters import MEASURED
 from distune.config.schema import Configuration, Model, framework_of
+from distune.config.schema_data import Dataloader
 from distune.config.schema_evaluation import Accuracy, Evaluation
-from distune.config.schema_quantization import Calibration, Dataloader, Quantization, Rule
+from distune.config.schema_quantization import Calibration, Quantization, Rule
+from distune.config.schema_train import Train
 from distune.config.schema_tuning import Latency, Tuning
 from distune.config.vocabulary import DYNAMIC_FRAMEWORK, FRAMEWORKS
 from distune.config.yaml_nodes import KeyPath
@@ -51,7 +54,8 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         model=_model(model),
         approach="dynamic" if dynamic else cast(Approach, quantization.approach),
         device=configuration.device,
-        calibration=_calibration(quantization.calibration),
+        calibration=_calibration(quantization.calibration, trained=quantization.approach == "qat"),
+        train=_train(quantization.train),
         constraints=tuple(_constraints(quantization, where)),
         recipes=quantization.recipes,
         quant_level=cast(Literal["auto", 0, 1], quantization.quant_level),
@@ -86,8 +90,26 @@ def _dataloader(dataloader: Dataloader) -> DataloaderSpec:
     )
 
 
-def _calibration(calibration: Calibration) -> CalibrationSpec:
+def _train(train: Train | None) -> TrainSpec | None:
+    if train is None:
+        return None
+    given = TrainSpec()
+    return TrainSpec(
+        dataloader=_dataloader(train.dataloader) if train.dataloader is not None else None,
+        optimizer=train.optimizer or given.optimizer,
+        criterion=train.criterion,
+        postprocess=train.postprocess.transform,
+        start_epoch=train.start_epoch,
+        end_epoch=train.epochs,
+        iteration=train.iteration,
+        train_func=train.train_func,
+    )
+
+
+def _calibration(calibration: Calibration, trained: bool) -> CalibrationSpec:
     loader = _dataloader(calibration.dataloader) if calibration.dataloader is not None else None
+    if trained and loader is None:
+        return CalibrationSpec(None, (0,))  # ranges are learned in training
     if calibration.iterations is None:
         return CalibrationSpec(loader, calibration.sampling_size)
     batch = loader.batch_size if loader is not None else 1

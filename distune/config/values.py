@@ -200,15 +200,6 @@ def one_of(what: str, spellings: Mapping[str, Any]) -> Callable[[Any], Any]:
     return parse
 
 
-def _approach(value: Any) -> Any:
-    if value in ("quant_aware_training", "qat"):
-        raise FaultError.of(
-            "quantization-aware training cannot be set up in a YAML file: distune tunes post-training quantization; "
-            "use post_training_static_quant, post_training_dynamic_quant or post_training_auto_quant"
-        )
-    return one_of("approach", APPROACHES)(value)
-
-
 def _device(value: Any) -> str:
     if value != "cpu":
         raise FaultError.of(f"distune quantizes for and measures on the CPU: expected cpu, got {describe(value)}")
@@ -261,7 +252,7 @@ Names = Annotated[tuple[str, ...], checked(_texts)]
 Relative = Annotated[float, checked(_relative)]
 Absolute = Annotated[float, checked(_absolute)]
 Pattern = Annotated[str, checked(_pattern)]
-ApproachName = Annotated[str, checked(_approach)]
+ApproachName = Annotated[str, checked(one_of("approach", APPROACHES))]
 Device = Annotated[str, checked(_device)]
 QuantLevel = Annotated[int | str, checked(one_of("quant_level", QUANT_LEVELS))]
 Dtypes = Annotated[tuple[str, ...], words("dtype", DTYPES)]

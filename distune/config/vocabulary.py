@@ -38,6 +38,8 @@ APPROACHES: Mapping[str, Approach] = {
     "dynamic": "dynamic",
     "auto": "auto",
     "weight_only": "weight_only",
+    "quant_aware_training": "qat",
+    "qat": "qat",
 }
 
 QUANT_LEVELS: Mapping[str, int | str] = {"auto": "auto", "0": 0, "O0": 0, "1": 1, "O1": 1}
@@ -179,6 +181,24 @@ METRICS = frozenset(
     ]
 )
 FILTERS = frozenset(("LabelBalance",))
+
+_ADAM = frozenset(("lr", "betas", "eps", "weight_decay", "amsgrad"))
+OPTIMIZERS: Mapping[str, frozenset[str]] = {
+    "SGD": frozenset(("lr", "momentum", "dampening", "weight_decay", "nesterov")),
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "RMSprop": frozenset(("lr", "alpha", "eps", "weight_decay", "momentum", "centered")),
+}
+"""Optimizers of quantization-aware training with their arguments, by the names of ``torch.optim``."""
+
+CRITERIA: Mapping[str, frozenset[str]] = {
+    "CrossEntropyLoss": frozenset(("reduction", "label_smoothing", "ignore_index")),
+    "MSELoss": frozenset(("reduction",)),
+    "L1Loss": frozenset(("reduction",)),
+    "BCEWithLogitsLoss": frozenset(("reduction",)),
+    "KnowledgeDistillationLoss": frozenset(("temperature", "loss_weights")),
+}
+"""Losses of quantization-aware training with their arguments, by the names of ``torch.nn``; the last one is ours."""
 
 PATH_ARGUMENTS = frozenset(
     [

@@ -41,6 +41,7 @@ def signature(job: TuningJob, digest: str) -> dict[str, Any]:
         "constraints": [_fields(constraint, skip={"where"}) for constraint in job.constraints],
         "recipes": _plain(job.recipes),
         "calibration": _plain(job.calibration),
+        **({"train": _plain(job.train)} if job.train is not None else {}),
         "evaluation": _plain(job.evaluation),
         "criterion": _plain(job.criterion),
         "objectives": _plain(job.objectives),

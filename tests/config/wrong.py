@@ -40,11 +40,38 @@ CORPUS = [
     ),
     Wrong("a key of a later form", "tuning:\n  ▸refine_trials: 3", ("unknown key",)),
     Wrong("pruning", "▸pruning: {}", ("does not do pruning; take this section out",)),
-    Wrong("training", "quantization:\n  ▸train: {epoch: 1}", ("training cannot be set up in a YAML file",)),
     Wrong(
-        "qat",
-        "quantization:\n  approach: ▸quant_aware_training",
-        ("post_training_static_quant, post_training_dynamic",),
+        "training without the approach",
+        "quantization:\n  ▸train: {train_func: json:loads}",
+        ("training belongs to approach: quant_aware_training",),
+    ),
+    Wrong(
+        "training without data",
+        "quantization:\n  approach: quant_aware_training\n  ▸train: {optimizer: Adam}",
+        ("training needs 'dataloader'",),
+    ),
+    Wrong(
+        "an optimizer's argument",
+        "quantization:\n  approach: quant_aware_training\n  train:\n"
+        "    dataloader: {dataset: {dummy: {shape: [4, 2]}}}\n    optimizer: {SGD: {learning_rate: 1, ▸momentun: 0.9}}",
+        ("optimizer SGD has no argument 'momentun'; did you mean 'momentum'?",),
+    ),
+    Wrong(
+        "no epoch is left",
+        "quantization:\n  approach: quant_aware_training\n  train:\n    end_epoch: ▸2\n    start_epoch: 2\n"
+        "    dataloader: {dataset: {dummy: {shape: [4, 2]}}}\n    optimizer: Adam",
+        ("no epoch is trained",),
+    ),
+    Wrong(
+        "hostfile of a training",
+        "quantization:\n  approach: quant_aware_training\n  train: {train_func: json:loads, ▸hostfile: hosts}",
+        ("start distune under mpirun",),
+    ),
+    Wrong(
+        "training of an ONNX model",
+        "model: {framework: onnxruntime, path: model.onnx}\nquantization:\n  approach: ▸quant_aware_training\n"
+        "  train: {train_func: json:loads}",
+        ("needs an nn.Module",),
     ),
     Wrong("resume", "tuning:\n  workspace: {▸resume: here}", ("a run resumes by itself",)),
     Wrong(
