@@ -1,4 +1,4 @@
-"""Show what distune finds on this machine; make the environment of sigoptlite."""
+"""Show what distune finds on this machine, and under mpirun on every rank; make the environment of sigoptlite."""
 
 from __future__ import annotations
 
@@ -42,8 +42,16 @@ def main(arguments: argparse.Namespace) -> int:
 
         print(install(arguments.python, print))
         return 0
-    for name, finding in findings():
-        print(f"{name:<14} {finding}")
+    from distune.distributed.topology import launched_by_mpi, launched_rank
+
+    if not launched_rank():
+        for name, finding in findings():
+            print(f"{name:<14} {finding}")
+        sys.stdout.flush()
+    if launched_by_mpi():
+        from distune.cli.doctor_ranks import examine_ranks
+
+        return examine_ranks()
     return 0
 
 
@@ -52,20 +60,33 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "distune", __version__
     yield "python", f"{platform.python_version()} ({sys.executable})"
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
-    yield "cores", _cores()
+    yield from _resources()
     for package in _BASE:
         yield package, _version(package) or "missing"
     for extra, packages in EXTRAS.items():
         yield f"[{extra}]", _extra(extra, packages)
+    yield "backends", _backends()
     yield "MPI", _mpi()
+    yield from _launcher()
     yield "sigoptlite", _sigoptlite()
+    yield from _leftovers()
 
 
-def _cores() -> str:
+def _resources() -> Iterator[tuple[str, str]]:
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{allowed} usable of {os.cpu_count()} logical, {psutil.cpu_count(logical=False) or 'unknown'} physical"
+    from distune.distributed.placement import THREAD_VARIABLES
+    from distune.distributed.resources import own_resources
+
+    own = own_resources()
+    machine = f"{os.cpu_count()} logical, {psutil.cpu_count(logical=False) or 'unknown'} physical"
+    limit = "" if own.cpu_limit is None else f" (cgroup or Slurm allow {own.cpu_limit:g})"
+    yield "cores", f"{own.usable_cores:g} usable of {machine}{limit}"
+    said = [f"{name}={os.environ[name]}" for name in THREAD_VARIABLES if name in os.environ]
+    fitting = max(1, int(own.usable_cores))
+    yield "threads", ", ".join(said) or f"{fitting} for one rank, 1 each for {fitting} ranks here"
+    yield "memory", f"{own.memory_bytes / 2**30:.1f} GiB usable"
+    yield "GPUs", str(own.gpus)
 
 
 def _version(package: str) -> str | None:
@@ -93,6 +114,46 @@ def _mpi() -> str:
         reason = done.stderr.strip().splitlines()
         return f"mpi4py finds no MPI library{': ' + reason[-1] if reason else ''}"
     return lines[0].split(", package")[0]
+
+
+def _backends() -> str:
+    ready = ["onnxruntime"] if _version("onnxruntime") else []
+    if all(_version(package) for package in EXTRAS["torch"]):
+        return ", ".join([*ready, "pytorch"])
+    return f"{', '.join(ready) or 'none'}; pytorch needs pip install 'distune[torch]'"
+
+
+def _launcher() -> Iterator[tuple[str, str]]:
+    """The mpirun that ``run --np`` starts, and what it does with a rank that dies."""
+    from distune.distributed.launcher import find_mpirun
+    from distune.errors import DistuneError
+
+    try:
+        found = find_mpirun()
+    except DistuneError as error:
+        yield "mpirun", f"none for --np: {error}"
+        return
+    yield "mpirun", f"{found.path}: {found.version}"
+    yield (
+        "ULFM",
+        "yes: with `mpirun --with-ft ulfm` (--np gives it) a run survives lost ranks"
+        if found.ulfm
+        else "no: a lost rank ends the job, and the same command resumes it",
+    )
+
+
+def _leftovers() -> Iterator[tuple[str, str]]:
+    from distune.distributed.leftovers import leftovers
+
+    found = leftovers()
+    total = sum(left.bytes for left in found)
+    if found:
+        yield (
+            "left over",
+            f"{len(found)} of ended MPI jobs, {total / 2**20:.0f} MiB; nobody uses them, remove with rm -r:",
+        )
+    for left in found:
+        yield "", str(left.path)
 
 
 def _sigoptlite() -> str:
