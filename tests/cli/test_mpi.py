@@ -106,7 +106,7 @@ def test_the_embedded_example_comes_out_the_same_for_any_number_of_ranks(
 def test_all_ranks_leave_with_the_code_of_the_outcome(tmp_path: Path, accuracies: tuple[float, ...], code: int) -> None:
     job = scripted(tmp_path, *accuracies)
     arguments = ("--quiet", "--set", "tuning.exit_policy.max_trials=2")
-    script = 'code=0; "$@" || code=$?; echo "rank $OMPI_COMM_WORLD_RANK left with $code"; exit $code'
+    script = 'code=0; "$@" || code=$?; echo "rank ${OMPI_COMM_WORLD_RANK:-$PMI_RANK} left with $code"; exit $code'
     done = start(under_mpirun(3, ["sh", "-c", script, "sh", *job.command(*arguments)]), **ENVIRONMENT)
     assert done.returncode == code, done.stderr
     left = {line for line in done.stdout.splitlines() if "left with" in line}
