@@ -15,10 +15,10 @@ from distune.distributed.transport import Transport
 from distune.engine.events import Listeners, Warned
 from distune.engine.outcome import RunOutcome
 from distune.engine.tuner import Tuner
-from distune.errors import UsageError, WorkspaceError
+from distune.errors import DistuneError, UsageError, WorkspaceError
 from distune.journal.workspace import Workspace
 from distune.report.console import ConsoleListener
-from distune.report.files import write_outcome
+from distune.report.files import write_outcome, write_report
 from distune.report.log import LogListener, log_level
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ def conduct(
                 outcome = tuner.run()
                 result = write_outcome(outcome, workspace)
                 code = outcome.exit_code
+                try:
+                    write_report(workspace)
+                except DistuneError as error:  # the run and its result stand without it
+                    listener.on(Warned(f"the report could not be written: {error}"))
             console.show(result, workspace.path)
         except Exception as error:
             log.failed(error)

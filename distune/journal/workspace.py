@@ -131,6 +131,11 @@ class Workspace:
         return self.path / "report.html"
 
     @property
+    def trials_csv(self) -> Path:
+        """The judged trials for a spreadsheet."""
+        return self.path / "trials.csv"
+
+    @property
     def best(self) -> Path:
         """Folder of the best model and its ``tuning_config.yaml``."""
         return self.path / "best"

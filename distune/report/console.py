@@ -314,5 +314,6 @@ def _closing(result: RunResult, workspace: Path) -> Table:
     if result.best is not None:
         table.add_row("model", Text(f"{workspace / 'best'}"))
     table.add_row("result", Text(f"{workspace / 'result.json'}"))
+    table.add_row("report", Text(f"{workspace / 'report.html'}"))
     table.add_row("next", Text(words.next_step(result)))
     return table

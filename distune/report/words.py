@@ -80,9 +80,14 @@ def _criterion(criterion: CriterionSpec) -> str:
     return f"{criterion.tolerance:.4g} {criterion.kind} loss"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 thread``, ``4 threads``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def rank_count(count: int) -> str:
     """``1 rank``, ``4 ranks``."""
-    return "1 rank" if count == 1 else f"{count} ranks"
+    return counted(count, "rank")
 
 
 def trial_sentence(trial: Trial) -> str:

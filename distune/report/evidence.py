@@ -1,0 +1,187 @@
+"""What a workspace holds of a run: its result, its journal, and what the two say together.
+
+Everything that is told of a run after it (the HTML report, ``trials.csv``, what-if questions, comparisons) is made from
+an ``Evidence``. It needs neither the model nor the data, and reads a run that was killed as well as a finished one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from distune.errors import JournalError, UsageError
+from distune.journal.journal import read_records
+from distune.journal.record import Record
+from distune.journal.replay import decisions, decode_result
+from distune.report.rebuilt import rebuilt_result
+from distune.report.result import RunResult
+from distune.space.op_config import TuningConfig
+from distune.trial.messages import Failure
+
+SpanKind = Literal["baseline", "judge", "latency", "footprint", "probe", "lost", "failed"]
+
+_KINDS: Mapping[str, SpanKind] = {
+    "baseline": "baseline",
+    "latency": "latency",
+    "footprint": "footprint",
+    "probe": "probe",
+}
+"""Kind of a span by the first word of its request's key; what is not here judges a model."""
+
+
+@dataclass(frozen=True)
+class OpFacts:
+    """One op of the tuning space.
+
+    Attributes:
+        group: The group that it falls back with.
+    """
+
+    name: str
+    op_type: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a rank did in a stretch of time, in seconds since the run began."""
+
+    rank: int
+    kind: SpanKind
+    start_s: float
+    end_s: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run as its workspace tells it.
+
+    Attributes:
+        path: The workspace.
+        result: What ``result.json`` says; made from the journal where the run never came to write one, or wrote it
+            before it was resumed and killed.
+        ended: The result is the run's own, not made from the journal.
+        settings: What the run was started with: the journal's header.
+        ops: Ops of the tuning space, in graph order.
+        configs: Tuning config of each judged trial, by id.
+        spans: What the ranks did, in the order of the journal.
+        diagnosis: Per-op distributions that the run kept, by op; empty where it kept none.
+    """
+
+    path: Path
+    result: RunResult
+    ended: bool
+    settings: Mapping[str, Any]
+    ops: tuple[OpFacts, ...] = ()
+    configs: Mapping[int, TuningConfig] = field(default_factory=dict)
+    spans: tuple[Span, ...] = ()
+    diagnosis: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Evidence:
+        """The evidence in the workspace ``path``.
+
+        Raises:
+            UsageError: The folder is not a workspace, or its files are damaged or of another version; says which.
+        """
+        journal, written = path / "journal.jsonl", path / "result.json"
+        if not path.is_dir():
+            raise UsageError(f"{path} is not a folder; give the workspace of a run (the one with result.json)")
+        if not journal.is_file():
+            if written.is_file():
+                return cls(path, RunResult.from_json(written.read_bytes()), True, {}, diagnosis=_diagnosis(path))
+            raise UsageError(f"{path} holds no run: neither journal.jsonl nor result.json is there")
+        try:
+            records = read_records(journal)
+            if not records:
+                raise JournalError("not one record in it is whole")
+            held = decisions(records)
+            ops = _ops(records)
+            configs = _configs(held, [op.name for op in ops])
+        except JournalError as error:
+            raise UsageError(f"{journal} cannot be read: {error}") from error
+        result, ended = _result(written, records, held, ops, configs)
+        settings = {key: value for record in records[:1] for key, value in record.data.items()}
+        return cls(path, result, ended, settings, ops, configs, _spans(records), _diagnosis(path))
+
+
+def _result(
+    written: Path,
+    records: Sequence[Record],
+    held: Sequence[Mapping[str, Any]],
+    ops: Sequence[OpFacts],
+    configs: Mapping[int, TuningConfig],
+) -> tuple[RunResult, bool]:
+    """The run's own result where it knows of every trial of the journal, else one made from the journal.
+
+    A start that failed before it judged anything is believed: its failure is the news.
+    """
+    if written.is_file():
+        result = RunResult.from_json(written.read_bytes())
+        if len(result.trials) >= len(configs) or result.outcome == "failed":
+            return result, True
+    groups = {op.name: op.group for op in ops}
+    return rebuilt_result(records, held, groups, configs), False
+
+
+def _ops(records: Sequence[Record]) -> tuple[OpFacts, ...]:
+    for record in records:
+        if record.kind == "note" and record.data.get("kind") == "ops":
+            return tuple(OpFacts(*entry) for entry in record.data["ops"])
+    return ()
+
+
+def _configs(held: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[int, TuningConfig]:
+    """Configs by trial id. A trial that was known before is journalled without its config, which came earlier."""
+    configs: dict[int, TuningConfig] = {}
+    for decision in held:
+        if decision.get("kind") == "trial" and decision.get("config") is not None:
+            try:
+                configs[int(decision["trial"])] = TuningConfig.from_compact(decision["config"], names)
+            except (KeyError, TypeError, IndexError, ValueError) as error:
+                raise JournalError(
+                    f"the tuning config of trial {decision.get('trial')} is damaged ({error!r})"
+                ) from error
+    return configs
+
+
+def _spans(records: Sequence[Record]) -> tuple[Span, ...]:
+    labels = {
+        str(record.data.get("config_hash")): f"trial {record.data['trial']}"
+        + (f": {record.data['label']}" if record.data.get("label") else "")
+        for record in records
+        if record.kind == "decision" and record.data.get("kind") == "trial"
+    }
+    spans: list[Span] = []
+    for record in records:
+        if record.kind != "result":
+            continue
+        key, body, meta = decode_result(record.data)
+        rank, start, end = meta.get("rank"), meta.get("start_s"), meta.get("end_s")
+        what, _, rest = key.partition(":")
+        if rank is None or start is None or end is None:
+            continue
+        kind = _KINDS.get(what, "judge")
+        if isinstance(body, Failure):
+            kind = "lost" if body.kind == "lost" else "failed"
+        named = labels.get(rest.partition(":")[0], rest.partition(":")[0] if what == "probe" else "")
+        spans.append(Span(int(rank), kind, float(start), float(end), named or ("fp32" if what == "baseline" else what)))
+    return tuple(spans)
+
+
+def _diagnosis(path: Path) -> Mapping[str, Any]:
+    file = path / "diagnosis.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{file} is damaged: {error}; delete it, the report does without") from error
+    return content if isinstance(content, dict) else {}
+
+
+__all__ = ["Evidence", "OpFacts", "Span"]
