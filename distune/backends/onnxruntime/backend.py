@@ -45,12 +45,11 @@ from distune.backends.onnxruntime.weight_only import (
     WeightOnlyWriter,
     calibrated_inputs,
     collect_moments,
-    restored,
-    saved,
     weight_only_capability,
 )
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import GroupedWeight
+from distune.backends.weight_only.kept import restored, saved
 from distune.config.job import TuningJob
 from distune.errors import TrialError
 from distune.space.op_config import FP32, TuningConfig

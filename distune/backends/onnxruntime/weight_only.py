@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -24,8 +22,9 @@ from distune.backends.onnxruntime.session import create_session
 from distune.backends.onnxruntime.storage import weight_bytes
 from distune.backends.second_moments import SecondMoments
 from distune.backends.statistics import CalibrationStatistics
-from distune.backends.weight_only.grouped import BITS, GroupedWeight, WeightFormat
-from distune.backends.weight_only.quantize import SETTINGS_RECIPES, quantize_weight, settings
+from distune.backends.weight_only.grouped import BITS, GroupedWeight
+from distune.backends.weight_only.kept import KeptWeights
+from distune.backends.weight_only.quantize import SETTINGS_RECIPES, Settings, quantize_weight, settings
 from distune.errors import ModelError, TrialError
 from distune.space.capability import Capability, OpInfo, Recipe
 from distune.space.op_config import FP32, OpConfig, TensorConfig
@@ -45,7 +44,6 @@ ACCURACY_LEVEL = "accuracy_level"
 WEIGHT_ONLY_RECIPES = frozenset({*SETTINGS_RECIPES, STORAGE, ACCURACY_LEVEL})
 """Recipes that approach weight_only alone has."""
 
-_SMALLEST_CACHE = 64 << 20
 _OPSET_OF_DOMAIN = 1
 _DEFAULT_BITS = (4, 8, 2)
 
@@ -123,14 +121,11 @@ class WeightOnlyWriter:
 
     def __init__(self, model: PreparedModel) -> None:
         self._model = model
-        self._limit = max(weight_bytes(model.proto), _SMALLEST_CACHE)
-        self._kept: OrderedDict[tuple[Any, ...], GroupedWeight] = OrderedDict()
-        self._bytes = 0
+        self._kept = KeptWeights(weight_bytes(model.proto))
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
-        self._bytes = 0
 
     def quantized(
         self,
@@ -156,15 +151,10 @@ class WeightOnlyWriter:
             graph_node = self._model.index.nodes[name]
             source = graph_node.input[0] if op.needs_calibration else ""
             key = (graph_node.input[1], tensor, given, source, sampling_size if source else 0)
-            if key not in self._kept:
-                try:
-                    found = quantize_weight(self._weight(name), tensor, moments(source) if source else None, given)
-                except TrialError as error:
-                    raise TrialError(f"op {name!r}: {error}") from error
-                self._keep(key, found)
-            else:
-                self._kept.move_to_end(key)
-            out[name] = self._kept[key]
+            try:
+                out[name] = self._kept.get(key, partial(self._make, name, tensor, source, moments, given))
+            except TrialError as error:
+                raise TrialError(f"op {name!r}: {error}") from error
         return out
 
     def write(
@@ -222,6 +212,16 @@ class WeightOnlyWriter:
             proto.opset_import.append(helper.make_opsetid(DOMAIN, _OPSET_OF_DOMAIN))
         return tuple(f"{what}: {', '.join(names)}" for what, names in stood_in.items())
 
+    def _make(
+        self,
+        name: str,
+        tensor: TensorConfig,
+        source: str,
+        moments: Callable[[str], SecondMoments | None],
+        given: Settings,
+    ) -> GroupedWeight:
+        return quantize_weight(self._weight(name), tensor, moments(source) if source else None, given)
+
     def _weight(self, name: str) -> NDArray[np.float32]:
         graph_node = self._model.index.nodes[name]
         values = numpy_helper.to_array(self._model.index.initializers[graph_node.input[1]])
@@ -234,36 +234,6 @@ class WeightOnlyWriter:
         if op.weight is None or weight_of(self._model.index, graph_node) is None:
             raise TrialError(f"op {name!r} ({graph_node.op_type}) has no weight for weight-only quantization")
         return op.weight
-
-    def _keep(self, key: tuple[Any, ...], weight: GroupedWeight) -> None:
-        self._kept[key] = weight
-        self._bytes += _size(weight)
-        while self._bytes > self._limit and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
-            self._bytes -= _size(dropped)
-
-
-def saved(weights: Mapping[str, GroupedWeight], ops: Mapping[str, OpConfig]) -> dict[str, str]:
-    """The weights that cannot be made again without calibration data, as text, by op name."""
-    return {name: _to_text(weight) for name, weight in weights.items() if ops[name].needs_calibration}
-
-
-def restored(texts: Mapping[str, str], ops: Mapping[str, OpConfig]) -> dict[str, GroupedWeight]:
-    """Inverse of ``saved``."""
-    out = {}
-    for name, text in texts.items():
-        tensor = ops[name].weight
-        if tensor is None:
-            raise TrialError(f"op {name!r} has a saved weight, but its config quantizes none")
-        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
-            out[name] = GroupedWeight(
-                arrays["integers"],
-                arrays["scales"],
-                arrays["zero_points"],
-                WeightFormat(tensor.bits, tensor.group_size, "sym" if tensor.scheme == "sym" else "asym"),
-                arrays.get("input_scale"),
-            )
-    return out
 
 
 def _options(storage: str, calibrated: bool) -> Iterator[OpConfig]:
@@ -355,23 +325,6 @@ def _drop_unused_constants(proto: onnx.ModelProto) -> None:
         proto.graph.initializer.extend(kept)
 
 
-def _size(weight: GroupedWeight) -> int:
-    return int(weight.integers.nbytes + weight.scales.nbytes + weight.zero_points.nbytes)
-
-
-def _to_text(weight: GroupedWeight) -> str:
-    arrays: dict[str, Any] = {
-        "integers": weight.integers,
-        "scales": weight.scales,
-        "zero_points": weight.zero_points,
-    }
-    if weight.input_scale is not None:
-        arrays["input_scale"] = weight.input_scale
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 __all__ = [
     "ACCURACY_LEVEL",
     "GROUP_SIZES",
@@ -381,8 +334,6 @@ __all__ = [
     "WeightOnlyWriter",
     "calibrated_inputs",
     "collect_moments",
-    "restored",
-    "saved",
     "weight_of",
     "weight_only_capability",
 ]
