@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, Strict, ValidationInfo
+from pydantic import BeforeValidator, Field, Strict, ValidationInfo, WithJsonSchema
 
 from distune.config.diagnostics import describe, did_you_mean
 from distune.config.faults import Context, Fault, FaultError, context_of, to_pydantic
@@ -61,6 +61,11 @@ def items(value: Any) -> list[Any]:
     if isinstance(value, dict):
         raise FaultError.of(f"expected a value, a list or values separated by commas, got {describe(value)}")
     return [value]
+
+
+def one_or_many(item: dict[str, Any]) -> WithJsonSchema:
+    """The JSON schema of several values; ``config.json_schema`` widens it to all that ``items`` takes."""
+    return WithJsonSchema({"type": "array", "items": item})
 
 
 def words(what: str, known: Iterable[str]) -> BeforeValidator:
@@ -248,17 +253,23 @@ Flag = Annotated[bool, Strict()]
 Whole = Annotated[int, Strict()]
 Text = Annotated[str, Field(min_length=1)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False), BeforeValidator(_number)]
-Names = Annotated[tuple[str, ...], checked(_texts)]
-Relative = Annotated[float, checked(_relative)]
-Absolute = Annotated[float, checked(_absolute)]
+Names = Annotated[tuple[str, ...], checked(_texts), one_or_many({"type": "string"})]
+Relative = Annotated[
+    float, checked(_relative), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": "%$"}]})
+]
+Absolute = Annotated[float, checked(_absolute), WithJsonSchema({"type": "number", "minimum": 0})]
 Pattern = Annotated[str, checked(_pattern)]
-ApproachName = Annotated[str, checked(one_of("approach", APPROACHES))]
+ApproachName = Annotated[str, checked(one_of("approach", APPROACHES)), WithJsonSchema({"enum": list(APPROACHES)})]
 Device = Annotated[str, checked(_device)]
-QuantLevel = Annotated[int | str, checked(one_of("quant_level", QUANT_LEVELS))]
-Dtypes = Annotated[tuple[str, ...], words("dtype", DTYPES)]
-Schemes = Annotated[tuple[str, ...], words("scheme", SCHEMES)]
-Granularities = Annotated[tuple[str, ...], words("granularity", GRANULARITIES)]
-Algorithms = Annotated[tuple[str, ...], words("algorithm", ALGORITHMS)]
+QuantLevel = Annotated[
+    int | str, checked(one_of("quant_level", QUANT_LEVELS)), WithJsonSchema({"enum": ["auto", 0, 1, "O0", "O1"]})
+]
+Dtypes = Annotated[tuple[str, ...], words("dtype", DTYPES), one_or_many({"enum": list(DTYPES)})]
+Schemes = Annotated[tuple[str, ...], words("scheme", SCHEMES), one_or_many({"enum": list(SCHEMES)})]
+Granularities = Annotated[
+    tuple[str, ...], words("granularity", GRANULARITIES), one_or_many({"enum": list(GRANULARITIES)})
+]
+Algorithms = Annotated[tuple[str, ...], words("algorithm", ALGORITHMS), one_or_many({"enum": list(ALGORITHMS)})]
 EvalFunc = Annotated[str, checked_in_context(lambda value, context: reference(value, context, attribute=True))]
 ModuleReference = Annotated[str, checked_in_context(lambda value, context: reference(value, context, attribute=False))]
 OutputPath = Annotated[str, checked_in_context(lambda value, context: resolved(value, context, must_exist=False))]
