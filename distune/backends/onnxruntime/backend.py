@@ -20,7 +20,7 @@ from distune.backends.onnxruntime.cpu import needs_reduce_range
 from distune.backends.onnxruntime.dynamic import write_dynamic
 from distune.backends.onnxruntime.execution import Execution, executed_on_integers
 from distune.backends.onnxruntime.half import offer_fp16, write_fp16
-from distune.backends.onnxruntime.model import load_model
+from distune.backends.onnxruntime.model import open_model
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
 from distune.backends.onnxruntime.qdq import Quantized, Range, plan, write_qdq
@@ -38,7 +38,8 @@ from distune.backends.onnxruntime.recipes.variants import (
     rewritten,
     variant_of,
 )
-from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph
+from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph, return_freed_memory
+from distune.backends.onnxruntime.shared import LightModel, complete
 from distune.backends.onnxruntime.storage import digest, external_files, stored_files, stored_size
 from distune.backends.onnxruntime.weight_only import (
     WEIGHT_ONLY_RECIPES,
@@ -65,7 +66,6 @@ class OnnxRuntimeModel(RunnableModel):
         threads: Intra-op threads.
         quantized: Names of the weighted ops that the config quantizes.
         warnings: For the user.
-        path: The model's file, where its weights are to be mapped from disk instead of copied from ``proto``.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class OnnxRuntimeModel(RunnableModel):
         threads: int,
         quantized: Sequence[str] = (),
         warnings: Sequence[str] = (),
-        path: str = "",
     ) -> None:
-        self._proto = proto
+        self._light = LightModel(proto)
         self._quantized = tuple(quantized)
         self._warnings = tuple(warnings)
         try:
-            self._session = create_session(path or proto, threads)
+            self._session = create_session(self._light.proto, threads)
         except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
             raise TrialError(f"ONNX Runtime cannot load the quantized model: {error}") from error
+        return_freed_memory()
 
     def predict(self, feed: Feed) -> Outputs:
         outputs: Outputs = self._session.run(None, dict(feed))
@@ -104,11 +104,11 @@ class OnnxRuntimeModel(RunnableModel):
 
     @property
     def native(self) -> onnx.ModelProto:
-        return self._proto
+        return complete(self._light.proto)
 
     @cached_property
     def size_bytes(self) -> int:
-        return stored_size(self._proto)
+        return stored_size(self._light.proto)
 
     @property
     def ops_executed_int8(self) -> int:
@@ -126,7 +126,7 @@ class OnnxRuntimeModel(RunnableModel):
     def _execution(self) -> Execution:
         if not self._quantized:
             return Execution((), {})
-        return executed_on_integers(optimized_graph(self._proto), self._quantized)
+        return executed_on_integers(optimized_graph(self._light.proto), self._quantized)
 
 
 class OnnxRuntimeBackend(Backend):
@@ -135,7 +135,8 @@ class OnnxRuntimeBackend(Backend):
     standalone = "distune.backends.onnxruntime.standalone:run"
 
     def __init__(self, job: TuningJob) -> None:
-        self._user_model = load_model(job.model)
+        self._user = open_model(job.model)
+        self._user_model = self._user.proto
         self._path = Path(job.model.path)
         self._external = external_files(self._path) if job.model.live is None else ()
         self._preparation = Preparation.of(job.recipes)
@@ -161,6 +162,7 @@ class OnnxRuntimeBackend(Backend):
         self._calibrated_with = 0
         self._reduce_range = needs_reduce_range()
         self._as_qoperator = job.model.quant_format == "QOperator"
+        return_freed_memory()
 
     def facts(self) -> ModelFacts:
         inputs = {value.name: value for value in self._model.proto.graph.input}
@@ -180,7 +182,7 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self, config: TuningConfig | None, threads: int = 1) -> OnnxRuntimeModel:
         if config is None:
-            return OnnxRuntimeModel(self._user_model, threads, path=str(self._path) if self._external else "")
+            return OnnxRuntimeModel(self._user_model, threads)
         config = self._effective(config)
         graph = self._graph(config)
         ranges = self._ranges(graph, config)

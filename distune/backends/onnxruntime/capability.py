@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from distune.backends.onnxruntime.blocks import find_blocks
 from distune.backends.onnxruntime.dynamic import runs_dynamically
@@ -22,6 +21,7 @@ from distune.backends.onnxruntime.options import (
     WEIGHTED_OPTIONS,
 )
 from distune.backends.onnxruntime.preprocess import WEIGHTED, PreparedModel
+from distune.backends.onnxruntime.shared import values_of
 from distune.backends.statistics import MASK_MAGNITUDE
 from distune.space.capability import Capability, OpInfo, Recipe
 from distune.space.op_config import FP32, OpConfig
@@ -221,7 +221,7 @@ def _handles_floats(index: GraphIndex, node: onnx.NodeProto) -> bool:
 def _is_mask_constant(tensor: onnx.TensorProto) -> bool:
     if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
         return False
-    values = numpy_helper.to_array(tensor)
+    values = values_of(tensor)
     return bool(values.size and not np.all(np.abs(values) < MASK_MAGNITUDE))
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import QuantizedWeight, drop_unused_constants, quantize_weight
 from distune.errors import TrialError
 from distune.space.op_config import OpConfig, TensorConfig
@@ -232,8 +233,7 @@ class _Writer:
     def _value(self, tensor: str) -> NDArray[Any]:
         if tensor not in self._constants:
             raise TrialError(f"tensor {tensor!r} is no constant, so it cannot be quantized as a weight")
-        value: NDArray[Any] = numpy_helper.to_array(self._constants[tensor])
-        return value
+        return values_of(self._constants[tensor])
 
     def _reduce(self, config: TensorConfig) -> bool:
         return self._reduce_range and config.dtype == "int8"

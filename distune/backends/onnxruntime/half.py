@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.options import OP_KINDS
 from distune.backends.onnxruntime.preprocess import PreparedModel
+from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import drop_unused_constants
 from distune.space.capability import Capability, OpInfo
 from distune.space.op_config import FP32, OpConfig
@@ -82,7 +83,7 @@ def _offered(model: PreparedModel, op: OpInfo) -> OpInfo:
         return op
     for position in _positions(node):
         tensor = model.index.initializers.get(node.input[position]) if position < len(node.input) else None
-        if tensor is not None and np.abs(numpy_helper.to_array(tensor)).max(initial=0.0) > _LARGEST:
+        if tensor is not None and np.abs(values_of(tensor)).max(initial=0.0) > _LARGEST:
             return op
     options = [option for option in op.options if option != FP32]
     return replace(op, options=(*options, FP16, FP32))
@@ -97,6 +98,6 @@ def _narrowed(proto: onnx.ModelProto, index: GraphIndex, tensor: str) -> list[on
     constant = index.initializers.get(tensor)
     if constant is None:
         return [helper.make_node("Cast", [tensor], [f"{tensor}_fp16"], f"{tensor}_to_fp16", to=TensorProto.FLOAT16)]
-    values = numpy_helper.to_array(constant).astype(np.float16)
+    values = values_of(constant).astype(np.float16)
     proto.graph.initializer.append(numpy_helper.from_array(values, f"{tensor}_fp16"))
     return []

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from distune.backends.onnxruntime.shared import LightModel, adopted
 from distune.config.job import ModelSpec
 from distune.errors import ModelError
 
@@ -60,7 +61,22 @@ def load_model(spec: ModelSpec) -> onnx.ModelProto:
     return model
 
 
-def _read(spec: ModelSpec) -> onnx.ModelProto:
+def open_model(spec: ModelSpec) -> LightModel:
+    """The same with its larger weights in files that the ranks of a node share; external data are never read whole.
+
+    Raises:
+        ModelError: As ``load_model``; external data are missing.
+    """
+    if spec.live is not None:
+        return LightModel(load_model(spec), shared=True)
+    model = _read(spec, whole=False)
+    _check(model, spec.name or spec.path)
+    _name_nodes(model)
+    with adopted(model, Path(spec.path).parent):
+        return LightModel(model, shared=True)
+
+
+def _read(spec: ModelSpec, whole: bool = True) -> onnx.ModelProto:
     if isinstance(spec.live, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(spec.live)
@@ -75,7 +91,7 @@ def _read(spec: ModelSpec) -> onnx.ModelProto:
         path = Path(spec.path)
         if not path.is_file():
             raise ModelError(f"model file {spec.path!r} does not exist")
-        return onnx.load(path)
+        return onnx.load(path, load_external_data=whole)
     except DecodeError as error:
         raise ModelError(f"{spec.path or 'the model'} is not an ONNX model file: {error}") from error
     except (onnx.checker.ValidationError, OSError) as error:

@@ -14,7 +14,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, I
 
 from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex
 from distune.backends.onnxruntime.recipes.preparation import Preparation, gemm_to_matmul
-from distune.backends.onnxruntime.session import optimized_graph
+from distune.backends.onnxruntime.session import optimized_model
+from distune.backends.onnxruntime.shared import LightModel
 from distune.backends.onnxruntime.storage import infer_shapes
 from distune.errors import ModelError
 
@@ -36,11 +37,19 @@ class PreparedModel:
         index: Its lookups.
         user_types: Op type in the user's model of the op that a node stands for, by node name; a node that is only
             part of what the user wrote (ONNX Runtime runs HardSwish as HardSigmoid and Mul) is recognised by it.
+        weights: Keeps the files in which ``proto`` has its larger weights; read them by ``shared.values_of``.
     """
 
     proto: onnx.ModelProto
     index: GraphIndex
     user_types: dict[str, str]
+    weights: LightModel
+
+    @classmethod
+    def of(cls, proto: onnx.ModelProto, user_types: dict[str, str]) -> PreparedModel:
+        """``proto`` with its larger weights in files that the ranks of a node share."""
+        light = LightModel(proto, shared=True)
+        return cls(light.proto, GraphIndex(light.proto), user_types, light)
 
 
 def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedModel:
@@ -50,12 +59,13 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
         ModelError: ONNX Runtime cannot load the model.
     """
     try:
-        prepared = optimized_graph(model, f"ORT_{how.level}", how.disabled_optimizers)
-        if _has_made_residual_gemm(model, prepared):
+        light = optimized_model(model, f"ORT_{how.level}", how.disabled_optimizers)
+        if _has_made_residual_gemm(model, light.proto):
             disabled = (*how.disabled_optimizers, "MatMulAddFusion")
-            prepared = optimized_graph(model, f"ORT_{how.level}", disabled)
+            light = optimized_model(model, f"ORT_{how.level}", disabled)
     except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
         raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
+    prepared = light.proto
     user_types = _restore_names(model, prepared)
     _drop_unused_domains(prepared)
     _restore_interface(model, prepared)
@@ -64,7 +74,7 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     prepared = infer_shapes(prepared)
     _complete_types(prepared)
     _mark_inferred(prepared)
-    return PreparedModel(prepared, GraphIndex(prepared), user_types)
+    return PreparedModel.of(prepared, user_types)
 
 
 def _has_made_residual_gemm(user: onnx.ModelProto, prepared: onnx.ModelProto) -> bool:

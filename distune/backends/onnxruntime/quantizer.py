@@ -7,7 +7,7 @@ integers of weights that were quantized the same way before (it loops over chann
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,8 @@ from onnxruntime.quantization.quant_utils import (
     add_dequant_suffix,
     quantize_onnx_initializer,
 )
+
+from distune.backends.onnxruntime.shared import complete_tensor
 
 
 @dataclass
@@ -58,6 +60,20 @@ class _IndexedModel(ONNXModel):  # type: ignore[misc]
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
             self._index(node)
+        self._shown: onnx.TensorProto | None = None
+
+    @contextmanager
+    def showing(self, constant: onnx.TensorProto) -> Iterator[None]:
+        """Have ``constant`` as the only one, for code that looks for it in all of them."""
+        self._shown = constant
+        try:
+            yield
+        finally:
+            self._shown = None
+
+    def initializer(self) -> Sequence[onnx.TensorProto]:
+        constants: Sequence[onnx.TensorProto] = self.model.graph.initializer
+        return constants if self._shown is None else [self._shown]
 
     def add_node(self, node: onnx.NodeProto) -> None:
         super().add_node(node)
@@ -151,7 +167,11 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         self.tensors_to_quantize = {
             name: info for name, info in wanted.items() if name in keys and keys[name] not in self._cache.parameters
         }
-        computed = super()._calc_initializer_quant_params()
+        computed: dict[str, QuantizationParams] = {}
+        for name, info in self.tensors_to_quantize.items():  # one by one: their bytes are then here one by one
+            self.tensors_to_quantize = {name: info}
+            with self.model.showing(complete_tensor(self.initializers[name])):
+                computed.update(super()._calc_initializer_quant_params())
         self.tensors_to_quantize = wanted
         self._cache.parameters.update({keys[name]: _copied(parameters) for name, parameters in computed.items()})
         return {name: _copied(self._cache.parameters[key]) for name, key in keys.items()}
@@ -182,7 +202,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         key = (weight.name, f"{zero_point.dtype}".encode() + zero_point.tobytes(), scale.tobytes())
         if key not in self._cache.tensors:
             self._cache.tensors[key] = quantize_onnx_initializer(
-                weight, parameters["quant_type"], zero_point, scale, axis
+                complete_tensor(weight), parameters["quant_type"], zero_point, scale, axis
             )
         return self._cache.tensors[key]
 

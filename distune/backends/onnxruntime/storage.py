@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
+
+from distune.backends.onnxruntime.shared import complete, content, is_light, reference, with_initializers
 
 MESSAGE_LIMIT = 2**31 - 2**24
 """Bytes up to which a model is handled as one message; what is added to a graph in passing has room above."""
@@ -42,7 +43,7 @@ def is_large(model: onnx.ModelProto) -> bool:
 def stored_size(model: onnx.ModelProto) -> int:
     """Bytes of the model as a file, external data included."""
     if not is_large(model):
-        return int(model.ByteSize())
+        return _message_size(model)
     graph, chunks = split(model)
     return len(graph) + sum(len(chunk) for chunk in chunks)
 
@@ -54,24 +55,16 @@ def stored_files(model: onnx.ModelProto, external: bool) -> dict[str, bytes]:
         external: Keep the weights in a file of their own also where the model would fit into one.
     """
     if not external and not is_large(model):
-        return {GRAPH_FILE: model.SerializeToString(deterministic=True)}
+        return {GRAPH_FILE: complete(model).SerializeToString(deterministic=True)}
     graph, chunks = split(model)
     return {GRAPH_FILE: graph, DATA_FILE: b"".join(chunks)}
 
 
-def write(model: onnx.ModelProto, folder: Path) -> Path:
-    """Write a model with external data into ``folder``, weight by weight; returns the path of the graph."""
-    graph, chunks = split(model)
-    with (folder / DATA_FILE).open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-    path = folder / GRAPH_FILE
-    path.write_bytes(graph)
-    return path
+def split(model: onnx.ModelProto) -> tuple[bytes, Iterator[bytes | memoryview]]:
+    """The graph with references to ``DATA_FILE``, and the content of that file piece by piece.
 
-
-def split(model: onnx.ModelProto) -> tuple[bytes, Iterator[bytes]]:
-    """The graph with references to ``DATA_FILE``, and the content of that file piece by piece."""
+    Weights that are outside of ``model`` are read where they are.
+    """
     skeleton, moved = _skeleton(model)
     return skeleton.SerializeToString(deterministic=True), _content(moved)
 
@@ -112,40 +105,43 @@ def digest(files: tuple[Path, ...]) -> str:
 
 def _skeleton(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
     """A copy of ``model`` without the bytes of its larger weights, and these weights."""
-    out = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name == "graph":
-            continue
-        _set_field(out, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _set_field(out.graph, field.name, value)
+    constants: list[onnx.TensorProto] = []
     moved: list[onnx.TensorProto] = []
     offset = 0
     for tensor in model.graph.initializer:
-        length = len(tensor.raw_data)
+        length = reference(tensor)[2] if is_light(tensor) else len(tensor.raw_data)
         if length < _SMALL:
-            out.graph.initializer.add().CopyFrom(tensor)
+            constants.append(tensor)
             continue
-        light = out.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        light = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         light.data_location = onnx.TensorProto.EXTERNAL
         for key, text in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(length))):
             light.external_data.add(key=key, value=text)
+        constants.append(light)
         moved.append(tensor)
         offset += length + -length % _PAGE
-    return out, moved
+    return with_initializers(model, constants), moved
 
 
-def _set_field(message: Any, name: str, value: Any) -> None:
-    if hasattr(value, "extend"):
-        getattr(message, name).extend(value)
-    else:
-        setattr(message, name, value)
-
-
-def _content(tensors: list[onnx.TensorProto]) -> Iterator[bytes]:
+def _content(tensors: list[onnx.TensorProto]) -> Iterator[bytes | memoryview]:
     """The bytes of each weight, filled up to whole pages, so that a runtime may map them."""
     for tensor in tensors:
-        data = tensor.raw_data
+        data = content(tensor)
         yield data
         yield bytes(-len(data) % _PAGE)
+
+
+def _message_size(model: onnx.ModelProto) -> int:
+    """Bytes of the model as one message, with all weights inside, without putting them there."""
+    graph = grown = model.graph.ByteSize()
+    for tensor in model.graph.initializer:
+        if is_light(tensor):
+            length = reference(tensor)[2]
+            bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims).ByteSize()
+            grown += _field_size(bare + _field_size(length)) - _field_size(tensor.ByteSize())
+    return int(model.ByteSize() - _field_size(graph) + _field_size(grown))
+
+
+def _field_size(length: int) -> int:
+    """Bytes of a field of so many bytes: its tag (one byte, for the fields that matter here), its length, itself."""
+    return 1 + max(1, -(-length.bit_length() // 7)) + length

@@ -19,6 +19,7 @@ from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.matmul_nbits import ACCURACY_LEVELS, DOMAIN, native_bits, node, runs, stored
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.session import create_session
+from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.storage import weight_bytes
 from distune.backends.second_moments import SecondMoments
 from distune.backends.statistics import CalibrationStatistics
@@ -224,7 +225,7 @@ class WeightOnlyWriter:
 
     def _weight(self, name: str) -> NDArray[np.float32]:
         graph_node = self._model.index.nodes[name]
-        values = numpy_helper.to_array(self._model.index.initializers[graph_node.input[1]])
+        values = values_of(self._model.index.initializers[graph_node.input[1]])
         return np.asarray(values.T if _is_transposed(graph_node) else values, np.float32)
 
     def _tensor_config(self, name: str, op: OpConfig) -> TensorConfig:

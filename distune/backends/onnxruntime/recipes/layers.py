@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from distune.backends.onnxruntime.graph import GraphIndex, attribute
 from distune.backends.onnxruntime.preprocess import PreparedModel
+from distune.backends.onnxruntime.shared import values_of
 
 Matrix = NDArray[np.floating[Any]]
 
@@ -165,7 +166,7 @@ def layers(model: PreparedModel, names: Iterable[str] | None = None) -> Iterator
 
 def constant(index: GraphIndex, name: str) -> NDArray[Any]:
     """The values of an initializer."""
-    return np.asarray(numpy_helper.to_array(index.initializers[name]))
+    return values_of(index.initializers[name])
 
 
 def set_constant(proto: onnx.ModelProto, name: str, values: NDArray[Any]) -> None:

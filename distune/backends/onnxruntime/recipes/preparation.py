@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import drop_unused_constants
 from distune.errors import UsageError
 from distune.space.capability import Recipe
@@ -88,7 +89,7 @@ def gemm_to_matmul(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
         if attribute(node, "transB", 0):
             name = f"{weight.name}_transposed"
             if name not in index.initializers:
-                values = np.ascontiguousarray(numpy_helper.to_array(weight).T)
+                values = np.ascontiguousarray(values_of(weight).T)
                 model.graph.initializer.append(numpy_helper.from_array(values, name))
                 index.initializers[name] = model.graph.initializer[-1]
         has_bias = len(node.input) > 2 and bool(node.input[2])

@@ -12,6 +12,7 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from distune.backends.onnxruntime.options import OP_KINDS
 from distune.backends.onnxruntime.preprocess import PreparedModel
+from distune.backends.onnxruntime.shared import values_of
 
 
 def quantizer_options(recipes: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,13 +66,13 @@ def add_qdq_pairs_to_weights(proto: onnx.ModelProto, model: PreparedModel, weigh
         name = node.input[0]
         if name not in constants or name in made:
             continue
-        integers, scale, zero = (numpy_helper.to_array(constants[each]) for each in node.input[:3])
+        integers, scale, zero = (values_of(constants[each]) for each in node.input[:3])
         shape = [1] * integers.ndim
         if scale.ndim:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
             shape[axis] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape)
-        original = numpy_helper.to_array(originals[name])
+        original = values_of(originals[name])
         bounds = np.iinfo(integers.dtype)
         nearest = np.clip(np.rint(original / scale) + zero, bounds.min, bounds.max)
         same = np.array_equal(nearest, integers)

@@ -11,7 +11,6 @@ import onnx
 from numpy.typing import NDArray
 
 from distune.backends.channel_statistics import ChannelStatistics, channel_key
-from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.quantizer import WeightCache
 from distune.backends.onnxruntime.recipes.correction import RoundingCache
@@ -119,7 +118,7 @@ def _rewritten(
 
 
 def _indexed(model: PreparedModel, proto: onnx.ModelProto) -> PreparedModel:
-    return PreparedModel(proto, GraphIndex(proto), model.user_types)
+    return PreparedModel.of(proto, model.user_types)
 
 
 class LayerCollector:
