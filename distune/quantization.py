@@ -16,6 +16,7 @@ returns the same on all of them.
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -141,9 +142,10 @@ def _check_calib_func(calib_func: object, calib_dataloader: object, conf: PostTr
 
 
 def _local(job: TuningJob, workspace: Workspace) -> Transport:
+    from distune.distributed.chaos import Chaos
     from distune.distributed.local import LocalTransport
 
-    return LocalTransport(job, log_dir=workspace.log)
+    return LocalTransport(job, log_dir=workspace.log, chaos=Chaos.of_job(job, os.environ))
 
 
 __all__ = ["FitResult", "FoundModel", "fit"]

@@ -55,9 +55,10 @@ def _alone(arguments: argparse.Namespace, interruption: Interruption, channel: T
     """The only process."""
 
     def local(job: TuningJob, workspace: Workspace) -> Transport:
+        from distune.distributed.chaos import Chaos
         from distune.distributed.local import LocalTransport
 
-        return LocalTransport(job, log_dir=workspace.log)
+        return LocalTransport(job, log_dir=workspace.log, chaos=Chaos.of_job(job, os.environ))
 
     return _master(arguments, local, interruption, channel)
 
@@ -94,10 +95,11 @@ def _launch(arguments: argparse.Namespace) -> int:
     from distune.distributed.launcher import exec_under_mpi
 
     def check() -> None:
+        from distune.distributed.chaos import Chaos
         from distune.report.log import log_level
 
         log_level(os.environ)
-        configuration.read(arguments).job(arguments.workspace)
+        Chaos.of_job(configuration.read(arguments).job(arguments.workspace), os.environ)
 
     argv = ["-m", "distune", *(word for word in sys.argv[1:])]
     return exec_under_mpi(arguments.np, [sys.executable, *_without_np(argv)], check)

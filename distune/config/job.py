@@ -260,6 +260,19 @@ class ExitPolicy:
 
 
 @dataclass(frozen=True)
+class TrialLimits:
+    """What one trial may take before it is ended.
+
+    Attributes:
+        deadline_s: Seconds of work; ``None``: a multiple of what scoring fp32 took.
+        memory_bytes: Bytes that its process may keep resident; ``None``: the rank's share of its node.
+    """
+
+    deadline_s: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class TuningJob:
     """One run of distune.
 
@@ -270,6 +283,7 @@ class TuningJob:
         recipes: Recipes that the user fixed, by name; the others may be tuned.
         quant_level: ``auto``, 0 or 1.
         isolation: ``process`` runs trials in a child process of each rank, ``none`` in the rank itself.
+        limits: Of a trial that runs in a child process.
         workspace: Absolute folder of the run's files.
         source: The configuration file, for messages; empty from Python.
     """
@@ -291,6 +305,7 @@ class TuningJob:
     evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = 1978
     isolation: Literal["process", "none"] = "process"
+    limits: TrialLimits = TrialLimits()
     workspace: str = ""
     source: str = ""
 

@@ -6,12 +6,17 @@ Keys that 1.x did not have:
 key                              meaning
 ===============================  ====================================================================================
 ``model.path``                   The fp32 model file (1.x handed it over in Python); PyTorch: ``file.py:builder``.
+``model.weights``                PyTorch: file of the weights; ``trust_pickle: true`` lets pickle read it. Beside it
+                                 ``example_inputs``, with which the module is exported (a batch of the data by default).
 ``quantization.quant_level``     ``auto``, ``0``/``O0`` or ``1``/``O1`` (as in the 2.x Python classes); 1 by default.
 ``quantization.recipes.*``       The recipes of 2.x beside those of 1.x.
 ``*.weight.bits``                Width of weight-only weights; ``group_size``: input channels that share a scale.
 ``tuning.strategy``              May be the name alone; ``strategy_kwargs`` holds a strategy's settings, ``module``
                                  the module or file of a strategy of one's own.
 ``tuning.isolation``             ``process`` (default) runs trials in a child process, ``none`` in the rank itself.
+``tuning.limits``                ``deadline`` (seconds) and ``memory`` (MiB) of one trial: beyond them its process is
+                                 ended and the trial has failed. By default 50 times what scoring fp32 took (300 s at
+                                 least), and the rank's share of its node's memory (cgroup and Slurm limits count).
 ``tuning.latency``               ``batch_size``, ``cores_per_instance``, ``warmup`` and ``iteration`` in one place,
                                  instead of ``evaluation.performance``.
 ``evaluation.accuracy.eval_func``  ``module:name`` or ``file.py:name``: gets a callable model, returns a number.
@@ -44,7 +49,7 @@ from distune.config.paths import PathError
 from distune.config.schema_evaluation import Evaluation
 from distune.config.schema_quantization import Quantization
 from distune.config.schema_tuning import Tuning
-from distune.config.values import Device, Names, Number, Text, checked, checked_in_context, reference, resolved
+from distune.config.values import Device, Flag, Names, Number, Text, checked, checked_in_context, reference, resolved
 from distune.config.vocabulary import APPROACHES, DYNAMIC_FRAMEWORK, FOREIGN_FRAMEWORKS, FRAMEWORKS, QUANT_LEVELS
 
 
@@ -83,6 +88,24 @@ def _expanded(path: str, context: Context) -> str:
         return path
 
 
+def _weights(value: Any, context: Context) -> str:
+    path = resolved(value, context, must_exist=True)
+    if not path.endswith((".pt", ".pth", ".bin", ".safetensors")):
+        raise FaultError.of(f"expected a file of weights (.pt, .pth, .bin or .safetensors), got {path}")
+    return path
+
+
+def _example_inputs(value: Any, context: Context) -> Any:
+    if isinstance(value, str):
+        return reference(value, context, attribute=True)
+    if not isinstance(value, dict) or not value:
+        raise FaultError.of(f"expected file.py:name, or shape and dtype by input name, got {describe(value)}")
+    for name, described in value.items():
+        if not isinstance(described, dict) or "shape" not in described or set(described) - {"shape", "dtype"}:
+            raise FaultError.of(f"input {name}: expected 'shape' and 'dtype', got {describe(described)}")
+    return value
+
+
 class Model(Section):
     """The fp32 model."""
 
@@ -95,6 +118,15 @@ class Model(Section):
     name: Text = Field("", description="What the model is called.")
     inputs: Names = Field((), description="Names of the inputs; the model's own by default.")
     outputs: Names = Field((), description="Names of the outputs; the model's own by default.")
+    weights: Annotated[str, checked_in_context(_weights)] = Field(
+        "", description="PyTorch: file of the weights (.pt, .pth, .safetensors) that the builder's module gets."
+    )
+    example_inputs: Annotated[Any, checked_in_context(_example_inputs)] = Field(
+        None,
+        description="PyTorch: what the module is exported with: file.py:name of inputs or of a function that gives "
+        "them, or '{input: {shape: [2, 3, 32, 32], dtype: float32}}'; a batch of the data by default.",
+    )
+    trust_pickle: Flag = Field(False, description="PyTorch: pickle, which runs code in a file, may read the weights.")
 
     @classmethod
     def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
@@ -104,6 +136,12 @@ class Model(Section):
         elif not told and isinstance(path, str) and not framework_of(_expanded(path, context)):
             message = f"'framework' is missing and cannot be told from {path!r}: one of {', '.join(FRAMEWORKS)}"
             yield Fault(message, (), "key")
+
+
+def _runs_on_gpu(model: Any, context: Context) -> bool:
+    framework, path = _get(model, "framework") or "NA", _get(model, "path")
+    told = framework_of(_expanded(path, context)) if framework == "NA" and isinstance(path, str) else framework
+    return FRAMEWORKS.get(str(told), ("", ""))[0] == "pytorch"
 
 
 def framework_of(path: str) -> str:
@@ -157,6 +195,8 @@ class Configuration(Section):
         if APPROACHES.get(str(approach)) == "qat" and FRAMEWORKS.get(str(framework), ("pytorch", ""))[0] != "pytorch":
             message = "quantization-aware training needs an nn.Module: framework pytorch with path: file.py:builder"
             yield Fault(message, ("quantization", "approach"))
+        if data.get("device") == "gpu" and "model" in data and not _runs_on_gpu(data["model"], context):
+            yield Fault("onnxruntime models are quantized for and measured on the CPU: expected cpu", ("device",))
         level = QUANT_LEVELS.get(str(_get(data, "quantization", "quant_level")), 1)
         if level != 1 and _get(data, "tuning", "strategy") is not None:
             name = "auto" if level == "auto" else "conservative"

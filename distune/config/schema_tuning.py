@@ -202,6 +202,17 @@ class Latency(Section):
     iteration: Whole = Field(-1, ge=-1, description="Timed runs at most; -1 lets the confidence interval decide.")
 
 
+class Limits(Section):
+    """What one trial may take of a rank before it is ended and counts as failed; for trials in child processes."""
+
+    deadline: Number | None = Field(
+        None, gt=0, description="Seconds of work; by default 50 times what scoring fp32 took, and 300 at least."
+    )
+    memory: Number | None = Field(
+        None, gt=0, description="MiB that its process may keep resident; by default the rank's share of its node."
+    )
+
+
 class Tuning(Section):
     """What is looked for, how, and for how long."""
 
@@ -229,6 +240,9 @@ class Tuning(Section):
         json_schema_extra={NO_EFFECT: "no tensors are dumped yet"},
     )
     isolation: Literal["process", "none"] = Field("process", description="Where trials run.")
+    limits: Limits = Field(
+        default_factory=lambda: Limits.model_construct(), description="What one trial may take of a rank."
+    )
     latency: Latency | None = Field(None, description="How latency is measured.")
     parameters: tuple[ParameterSection, ...] = Field((), description="Parameters of one's own, tuned beside the ops.")
     metrics: tuple[MetricSection, ...] = Field((), description="Metrics to optimize, to keep or to write down.")

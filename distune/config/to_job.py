@@ -20,6 +20,7 @@ from distune.config.job import (
     ObjectiveSpec,
     StrategySpec,
     TrainSpec,
+    TrialLimits,
     TuningJob,
 )
 from distune.config.parameters import MEASURED
@@ -28,7 +29,7 @@ from distune.config.schema_data import Dataloader
 from distune.config.schema_evaluation import Accuracy, Evaluation
 from distune.config.schema_quantization import Calibration, Quantization, Rule
 from distune.config.schema_train import Train
-from distune.config.schema_tuning import Latency, Tuning
+from distune.config.schema_tuning import Latency, Limits, Tuning
 from distune.config.vocabulary import DYNAMIC_FRAMEWORK, FRAMEWORKS
 from distune.config.yaml_nodes import KeyPath
 
@@ -68,15 +69,30 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         evaluation=_evaluation(configuration.evaluation, tuning),
         seed=tuning.random_seed,
         isolation=tuning.isolation,
+        limits=_limits(tuning.limits),
         workspace=workspace,
         source=source,
     )
 
 
+def _limits(limits: Limits) -> TrialLimits:
+    return TrialLimits(limits.deadline, None if limits.memory is None else int(limits.memory * 2**20))
+
+
 def _model(model: Model) -> ModelSpec:
     written = framework_of(model.path) if model.framework == "NA" else model.framework
     framework, quant_format = FRAMEWORKS[written]
-    return ModelSpec(framework, model.path, model.name, quant_format, model.inputs, model.outputs)
+    return ModelSpec(
+        framework,
+        model.path,
+        model.name,
+        quant_format,
+        model.inputs,
+        model.outputs,
+        weights=model.weights,
+        example_inputs=model.example_inputs,
+        trust_pickle=model.trust_pickle,
+    )
 
 
 def _dataloader(dataloader: Dataloader) -> DataloaderSpec:

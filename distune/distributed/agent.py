@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import distune
 from distune.distributed import mpi_protocol as p
+from distune.distributed.chaos import Chaos, Fate
 from distune.distributed.child import ChildWorker
 from distune.distributed.files import FileStore, is_lacking
 from distune.distributed.mpi_link import Backoff, MpiLink
@@ -17,6 +19,10 @@ from distune.distributed.placement import settle
 from distune.distributed.topology import worker_info
 from distune.distributed.worker import InlineWorker, Worker, unpack_job, wait_for
 from distune.errors import TransportError
+from distune.trial.messages import Request
+
+_ALIVE_S = 5.0
+"""How often an agent says that it is there; far below the silence after which rank 0 takes it for lost."""
 
 
 def versions() -> tuple[tuple[str, str], ...]:
@@ -38,12 +44,15 @@ class Agent:
         self._expected: set[str] = set()
         self._worker: Worker | None = None
         self._exit_code: int | None = None
+        self._chaos: Chaos | None = None
+        self._doomed: Fate | None = None
+        self._said = time.monotonic()
         self._unsettle: Callable[[], None] = lambda: None
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             p.Manifest: self._on_manifest,
             p.Chunk: self._on_chunk,
             p.Start: self._on_start,
-            p.Work: lambda message: self._working.send(message.message),
+            p.Work: self._on_work,
             p.Cancel: lambda message: self._working.cancel(message.request_id),
             p.Hold: lambda message: self._working.suspend(),
             p.Release: lambda message: self._working.resume(),
@@ -82,9 +91,15 @@ class Agent:
         for _, message in messages:
             self._handlers[type(message)](message)
         results = self._worker.receive() if self._worker is not None and self._exit_code is None else []
+        if results and self._doomed is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
         for result in results:
             self._link.send(0, p.Answer(result))
         self._pass_output()
+        now = time.monotonic()
+        if now - self._said > _ALIVE_S and self._worker is not None:
+            self._said = now
+            self._link.send(0, p.Alive())
         return bool(messages or results)
 
     @property
@@ -118,7 +133,25 @@ class Agent:
             job = unpack_job(message.job)
             self._worker = InlineWorker(job, info.host, info.rank, runner=message.runner, epoch=epoch)
         else:
-            self._worker = ChildWorker(message.job, info.host, info.rank, runner=message.runner, epoch=epoch)
+            self._chaos = message.chaos
+            self._worker = ChildWorker(
+                message.job,
+                info.host,
+                info.rank,
+                runner=message.runner,
+                epoch=epoch,
+                memory_limit=message.memory_limit,
+                chaos=message.chaos,
+            )
+
+    def _on_work(self, message: p.Work) -> None:
+        self._working.send(message.message)
+        if self._chaos is not None and isinstance(message.message, Request):
+            fate = self._chaos.fate(message.message)
+            if fate is not None and fate.kind == "kill_rank":
+                self._doomed = fate
+                if not fate.late:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     def _on_leave(self, message: p.Leave) -> None:
         self._exit_code = message.exit_code

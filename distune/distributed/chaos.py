@@ -17,10 +17,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal
 
+from distune.config.job import TuningJob
 from distune.errors import UsageError
 from distune.journal.replay import request_key
 from distune.trial.messages import Inspect, Request, Result
@@ -29,8 +30,8 @@ VARIABLE = "DISTUNE_CHAOS"
 
 Kind = Literal["crash", "hang", "kill_rank", "slow"]
 
-KINDS: tuple[Kind, ...] = ("crash", "hang", "kill_rank", "slow")
-"""In the order in which one draw decides between them."""
+KINDS: tuple[Kind, ...] = ("crash", "hang", "slow", "kill_rank")
+"""In the order in which one draw decides between them: without the last, the others strike as they did."""
 
 _KEYS = (*KINDS, "seed", "attempts")
 _EXAMPLE = f"{VARIABLE}=crash:0.1,hang:0.05,kill_rank:0.02,slow:0.1,seed:7"
@@ -133,6 +134,36 @@ class Chaos:
         """
         text = environment.get(VARIABLE, "").strip()
         return cls.parse(text) if text else None
+
+    @classmethod
+    def of_job(cls, job: TuningJob, environment: Mapping[str, str]) -> Chaos | None:
+        """What the environment asks for, for the transport of ``job``.
+
+        Raises:
+            UsageError: See ``parse``; or trials do not run in processes of their own.
+        """
+        chaos = cls.of_environment(environment)
+        if chaos is not None and job.isolation == "none":
+            raise UsageError(
+                f"{VARIABLE} ends the processes in which trials run, and with isolation: none those are the ranks "
+                "themselves: leave isolation out (it is process by default)"
+            )
+        return chaos
+
+    def announced(self, ranks_may_go: bool) -> tuple[Chaos, tuple[str, ...]]:
+        """What can be done of it, and what to tell the user.
+
+        Args:
+            ranks_may_go: The run survives the loss of a rank.
+        """
+        warnings = [f"{VARIABLE} is set: work of this run fails on purpose"]
+        if not self.kill_rank or ranks_may_go:
+            return self, tuple(warnings)
+        warnings.append(
+            f"{VARIABLE}: kill_rank is left out, since the job would end with the rank; it needs several ranks under "
+            "mpirun --with-ft ulfm (--np gives it where Open MPI can)"
+        )
+        return replace(self, kill_rank=0.0), tuple(warnings)
 
     def fate(self, request: Request) -> Fate | None:
         """What befalls this attempt, the same wherever and whenever it is asked; mostly nothing.

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from distune.config.job import TuningJob
+from distune.distributed.chaos import Chaos
 from distune.distributed.child import ChildWorker
+from distune.distributed.limits import memory_limits
 from distune.distributed.output import OutputLog
 from distune.distributed.placement import place, settle
 from distune.distributed.runner_host import DEFAULT_RUNNER
@@ -27,6 +29,7 @@ class LocalTransport(Transport):
         workers: How many; more than one needs ``isolation: process``.
         runner: Dotted name of the runner's class.
         log_dir: Where ``rank-N.log`` gets what worker N prints; standard error where ``None``.
+        chaos: What is to go wrong on purpose.
 
     Raises:
         UsageError: The job holds an object that cannot travel to a child.
@@ -34,7 +37,13 @@ class LocalTransport(Transport):
     """
 
     def __init__(
-        self, job: TuningJob, *, workers: int = 1, runner: str = DEFAULT_RUNNER, log_dir: Path | None = None
+        self,
+        job: TuningJob,
+        *,
+        workers: int = 1,
+        runner: str = DEFAULT_RUNNER,
+        log_dir: Path | None = None,
+        chaos: Chaos | None = None,
     ) -> None:
         if workers < 1 or (workers > 1 and job.isolation == "none"):
             raise ValueError(f"{workers} local workers with isolation: {job.isolation}")
@@ -48,9 +57,21 @@ class LocalTransport(Transport):
         if job.isolation == "none":
             self._workers[0] = InlineWorker(job, own.host, 0, runner=runner, epoch=self._epoch)
         else:
+            if chaos is not None:
+                chaos, told = chaos.announced(ranks_may_go=False)
+                self.warnings = (*self.warnings, *told)
             packed = pack_job(job)
+            limits = memory_limits(self._infos, job.limits.memory_bytes)
             for rank in range(workers):
-                self._workers[rank] = ChildWorker(packed, own.host, rank, runner=runner, epoch=self._epoch)
+                self._workers[rank] = ChildWorker(
+                    packed,
+                    own.host,
+                    rank,
+                    runner=runner,
+                    epoch=self._epoch,
+                    memory_limit=limits[rank],
+                    chaos=chaos,
+                )
 
     @property
     def workers(self) -> Sequence[WorkerInfo]:

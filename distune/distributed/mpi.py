@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from distune.config.job import TuningJob
 from distune.distributed import mpi_protocol as p
 from distune.distributed.agent import Agent, versions
+from distune.distributed.chaos import Chaos
 from distune.distributed.child import ChildWorker
 from distune.distributed.files import (
     file_entry,
@@ -30,7 +31,8 @@ from distune.distributed.files import (
     read_chunks,
     rewrite_paths,
 )
-from distune.distributed.mpi_link import Backoff, MpiLink, import_mpi
+from distune.distributed.limits import memory_limits
+from distune.distributed.mpi_link import Backoff, MpiLink, import_mpi, survives_losses
 from distune.distributed.output import OutputLog
 from distune.distributed.placement import place, settle
 from distune.distributed.runner_host import DEFAULT_RUNNER
@@ -50,6 +52,11 @@ _GRACE_S = 8.0
 """How long ``close`` waits for the other ranks."""
 
 _PATIENCE_S = 180.0
+
+SILENCE_S = 60.0
+
+_HELD_UP_S = 20.0
+"""Longer than the master ever stays away from its mail, but for being stopped itself."""
 
 
 def connect(patience_s: float = _PATIENCE_S) -> Any:
@@ -95,7 +102,8 @@ def run_ranks(
     opened: list[MpiTransport] = []
 
     def open_transport(job: TuningJob, workspace: Workspace) -> Transport:
-        opened.append(MpiTransport(job, communicator, runner=runner, log_dir=workspace.log))
+        chaos = Chaos.of_job(job, os.environ)
+        opened.append(MpiTransport(job, communicator, runner=runner, log_dir=workspace.log, chaos=chaos))
         return opened[0]
 
     def send_home(exit_code: int) -> bool:
@@ -194,6 +202,8 @@ class MpiTransport(Transport):
         communicator: From ``connect``.
         runner: Dotted name of the runner's class.
         log_dir: Where ``rank-N.log`` gets what worker N prints; standard error where ``None``.
+        chaos: What is to go wrong on purpose.
+        silence_s: A rank that gives no sign of life for so long is taken for lost (its node hangs, its network is cut).
 
     Raises:
         UsageError: The job cannot travel, a node lacks a folder, or the ranks run unlike versions. The caller still
@@ -201,7 +211,14 @@ class MpiTransport(Transport):
     """
 
     def __init__(
-        self, job: TuningJob, communicator: Any, *, runner: str = DEFAULT_RUNNER, log_dir: Path | None = None
+        self,
+        job: TuningJob,
+        communicator: Any,
+        *,
+        runner: str = DEFAULT_RUNNER,
+        log_dir: Path | None = None,
+        chaos: Chaos | None = None,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self._epoch = time.monotonic()
         self._comm = communicator
@@ -209,6 +226,8 @@ class MpiTransport(Transport):
         self._log = OutputLog(log_dir)
         self._backoff = Backoff()
         self._lost: set[int] = set()
+        self._silence_s = silence_s
+        self._looked = self._epoch
         self._closed = False
         self.stuck: frozenset[int] = frozenset()
         """Ranks that did not leave when ``close`` told them to."""
@@ -218,18 +237,25 @@ class MpiTransport(Transport):
         placements, self.warnings = place(self._infos.values(), job.evaluation.performance.cores_per_instance)
         paths = self._share_files(job)
         in_process = job.isolation == "none"
+        if chaos is not None:
+            chaos, told = chaos.announced(ranks_may_go=self._link.size > 1 and survives_losses())
+            self.warnings = (*self.warnings, *told)
+        limits = memory_limits(self._infos.values(), job.limits.memory_bytes)
         # Once a node, not once a rank: a live model in the job may be large.
         jobs = {host: pack_job(rewrite_paths(job, mapping)) if mapping else packed for host, mapping in paths.items()}
         for rank, info in self._infos.items():
             if rank:
-                self._link.send(rank, p.Start(jobs[info.host], runner, self.now(), in_process, placements[rank]))
+                start = p.Start(jobs[info.host], runner, self.now(), in_process, placements[rank], limits[rank], chaos)
+                self._link.send(rank, start)
         host = self._infos[0].host
         self._unsettle = settle(placements[0])
         self._own: Worker = (
             InlineWorker(job, host, 0, runner=runner, epoch=self._epoch)
             if in_process
-            else ChildWorker(packed, host, 0, runner=runner, epoch=self._epoch)
+            else ChildWorker(packed, host, 0, runner=runner, epoch=self._epoch, memory_limit=limits[0], chaos=chaos)
         )
+        # A rank that computes itself says nothing meanwhile.
+        self._watched: frozenset[int] = frozenset() if in_process else frozenset(filter(None, self._infos))
 
     @property
     def workers(self) -> Sequence[WorkerInfo]:
@@ -279,7 +305,8 @@ class MpiTransport(Transport):
         if self._closed:
             return
         self._closed = True
-        alive = {rank for rank in self._infos if rank and rank not in self._lost}
+        # A silent rank may hear it yet; one that does not must not keep the job from ending.
+        alive = {rank for rank in self._infos if rank and rank not in self._link.lost}
         for rank in alive:
             self._link.send(rank, p.Leave(exit_code))
         self._own.close()
@@ -378,11 +405,28 @@ class MpiTransport(Transport):
         for rank in sorted(self._link.lost - self._lost):
             self._lost.add(rank)
             events.append(WorkerLost(rank, f"rank {rank} on {self._infos[rank].host} died"))
+        for rank in self._silent():
+            self._lost.add(rank)
+            where = f"rank {rank} on {self._infos[rank].host}"
+            events.append(WorkerLost(rank, f"{where} has given no sign of life for {self._silence_s:g} s"))
         # In this rank itself a whole trial is run here, and the answers of the others must not wait for that.
         if not events or isinstance(self._own, ChildWorker):
             events += [ResultArrived(result) for result in self._own.receive()]
             self._log.write(0, self._own.take_output())
         return events
+
+    def _silent(self) -> list[int]:
+        """Ranks that are taken for lost from now on."""
+        now = time.monotonic()
+        silence = now - self._looked
+        self._looked = now
+        if silence > _HELD_UP_S:  # it was this rank that stood still: what came meanwhile is yet to be taken in
+            self._link.heard.clear()
+        return [
+            rank
+            for rank in sorted(self._watched - self._lost)
+            if now - self._link.heard.setdefault(rank, now) > self._silence_s
+        ]
 
     def _on_message(self, source: int, message: object) -> None:
         if isinstance(message, p.Output):

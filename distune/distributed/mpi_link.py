@@ -6,9 +6,11 @@ a short one is one message, a long one is a length and then pieces, because coun
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +72,8 @@ class MpiLink:
         self.size: int = communicator.Get_size()
         self.lost: set[int] = set()
         """Ranks that have died. Without ULFM the launcher ends the job instead."""
+        self.heard: dict[int, float] = {}
+        """When something last came from a rank (``time.monotonic()``), a piece of a long object included."""
 
     @property
     def sending(self) -> bool:
@@ -99,6 +103,7 @@ class MpiLink:
                 if not self._comm.Iprobe(self._mpi.ANY_SOURCE, _TAG, self._status):
                     return arrived
                 source: int = self._status.Get_source()
+                self.heard[source] = time.monotonic()
                 found = self._take(source, self._status.Get_count(self._mpi.BYTE))
             except self._mpi.Exception as error:
                 if not self._note_failure(error):
@@ -172,6 +177,12 @@ class MpiLink:
             self._incoming.pop(rank, None)
         self._comm.Ack_failed(failed.Get_size())  # from here on receiving from any source works again
         return True
+
+
+def survives_losses(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this job goes on when it loses ranks: Open MPI with ULFM, started with ``--with-ft ulfm``."""
+    variables = os.environ if environment is None else environment
+    return variables.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
 
 
 def import_mpi() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from distune.distributed.chaos import Chaos
 from distune.distributed.files import FileEntry
 from distune.distributed.placement import Placement
 from distune.distributed.transport import WorkerInfo
@@ -50,6 +51,11 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """A sign of life, where there has been nothing else to say."""
+
+
+@dataclass(frozen=True)
 class Bye:
     """Last message of an agent."""
 
@@ -82,6 +88,8 @@ class Start:
         now: Seconds since the run began, at the time of sending.
         in_process: Run trials in the rank itself.
         placement: Cores and threads of this rank.
+        memory_limit: Bytes that the child of this rank may keep resident.
+        chaos: What is to go wrong on purpose.
     """
 
     job: bytes
@@ -89,6 +97,8 @@ class Start:
     now: float
     in_process: bool
     placement: Placement
+    memory_limit: int | None = None
+    chaos: Chaos | None = None
 
 
 @dataclass(frozen=True)

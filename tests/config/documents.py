@@ -126,6 +126,7 @@ tuning:
   random_seed: 7
   workspace: {path: run}
   isolation: none
+  limits: {deadline: 90, memory: 1.5e3}
 evaluation:
   accuracy:
     metric: {topk: 1}

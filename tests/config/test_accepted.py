@@ -23,6 +23,7 @@ from distune.config.job import (
     ModelSpec,
     ObjectiveSpec,
     StrategySpec,
+    TrialLimits,
     TuningJob,
 )
 from distune.config.load import load_config
@@ -75,6 +76,7 @@ def test_a_complete_file_becomes_the_job_it_describes(load: Load, folder: Path) 
         ),
         seed=7,
         isolation="none",
+        limits=TrialLimits(90.0, 1500 * 2**20),
         workspace=str(folder / "run"),
         source=source,
     )

@@ -98,8 +98,10 @@ CORPUS = [
     Wrong(
         "isolation", "tuning: {isolation: ▸proces}", ("one of process, none, got 'proces'; did you mean 'process'?",)
     ),
+    Wrong("no time", "tuning: {limits: {deadline: ▸0}}", ("expected a number above 0, got 0",)),
+    Wrong("no such limit", "tuning: {limits: {▸memorry: 1}}", ("did you mean 'memory'?",)),
     # Values
-    Wrong("device", "device: ▸gpu", ("on the CPU: expected cpu, got 'gpu'",)),
+    Wrong("device", "device: ▸tpu", ("expected cpu, or gpu for PyTorch models, got 'tpu'",)),
     Wrong(
         "approach", "quantization: {approach: ▸post_training_static}", ("did you mean 'post_training_static_quant'",)
     ),
