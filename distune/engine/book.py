@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from distune.evaluation.criterion import Target, better
@@ -47,6 +47,17 @@ class TrialBook:
         The fp32 model is left out where it was judged as a trial: it is the baseline, not a result.
         """
         return None if self._best is None else self._trials[self._best]
+
+    def best_of(self, wanted: Callable[[Trial], bool]) -> Trial | None:
+        """As ``best``, among the trials that are ``wanted``."""
+        found: Trial | None = None
+        for trial in self._trials:
+            value = trial.accuracy
+            if value is None or value != value or trial.config.is_fp32 or not wanted(trial):
+                continue
+            if found is None or found.accuracy is None or better(value, found.accuracy, self.higher_is_better):
+                found = trial
+        return found
 
     @property
     def met(self) -> tuple[Trial, ...]:

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import TypeVar
 
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
+from distune.engine.quarantine import Quarantine, Quarantined
 from distune.engine.scheduler import Cancel, Done, Instruction, Resume, Scheduler, Send, Suspend, Task
 from distune.errors import TransportError
 from distune.journal.journal import Journal
@@ -94,6 +95,7 @@ class Dispatcher:
         run: Identity of the run.
         on_event: Told of every event after it was handled, e.g. to warn of a lost worker.
         can_hold: Workers can be made to hold still in mid-work, because trials run in children of theirs.
+        on_quarantine: Told of every config that is quarantined.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Dispatcher:
         run: str = "",
         on_event: Callable[[Event], None] = lambda event: None,
         can_hold: bool = False,
+        on_quarantine: Callable[[Quarantined], None] = lambda entry: None,
     ) -> None:
         self._transport = transport
         self._scheduler = Scheduler(transport.workers, run, can_hold)
@@ -115,6 +118,7 @@ class Dispatcher:
         self._outcomes: dict[int, Outcome] = {}
         self._next_id = 1
         self._hosts = {worker.rank: worker.host for worker in transport.workers}
+        self.quarantine = Quarantine(on_quarantine)
         self.busy = Busy()
         self.interruption: str | None = None
         self.offset_s = 0.0
@@ -171,7 +175,13 @@ class Dispatcher:
         task = Task(self._next_id, body, priority, exclusive, rank, self.deadline_s if key else None)
         self._next_id += 1
         known = self._known.get(key) if key else None
-        if known is not None:
+        refused = self.quarantine.refusal(body) if known is None else None
+        if refused is not None:
+            now = self.now()
+            self._outcomes[task.id] = Outcome(refused.failure, refused.rank, refused.host, now, now, 0)
+        elif known is not None:
+            if isinstance(known.body, Failure):
+                self.quarantine.note(body, known.body, known.rank, known.host)
             self._outcomes[task.id] = known
             if key not in self._used:
                 self._used.add(key)
@@ -289,6 +299,8 @@ class Dispatcher:
             )
             outcomes[item.task.id] = outcome
             self.busy.add(type(item.task.body).__name__, result.end_s - result.start_s)
+            if isinstance(result.body, Failure):
+                self.quarantine.note(item.task.body, result.body, outcome.rank, outcome.host)
             key = self._keys.pop(item.task.id, "")
             self._open.pop(key, None)
             undone = isinstance(result.body, Failure) and result.body.kind in ("lost", "cancelled")

@@ -11,6 +11,7 @@ from distune.engine.calibration import Calibrator
 from distune.engine.decisions import DecisionLog
 from distune.engine.dispatcher import Dispatcher, Outcome
 from distune.engine.outcome import StageRecord
+from distune.engine.quarantine import STRIKING
 from distune.engine.stage_run import Decision, StageRun
 from distune.errors import TransportError
 from distune.evaluation.criterion import all_meet, meets
@@ -197,7 +198,9 @@ class Judging:
         )
 
     def _explain(self, failure: Failure, outcome: Outcome) -> None:
-        """Warn of a failed trial, of each cause once, with the traceback."""
+        """Warn of a failed trial, of each cause once, with the traceback; of a quarantined config others have."""
+        if failure.kind in STRIKING:
+            return
         cause = failure.detail or failure.message
         if cause not in self._explained:
             self._explained.add(cause)

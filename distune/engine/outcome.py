@@ -8,6 +8,7 @@ from typing import Literal
 
 from distune.config.job import TuningJob
 from distune.distributed.transport import WorkerInfo
+from distune.engine.quarantine import Quarantined
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.stage import Stage, Trial
 from distune.trial.messages import Accuracy, Exported, Inspection
@@ -74,6 +75,7 @@ class RunOutcome:
         op_impact: What returning each group alone to floating point gained in accuracy (positive: better).
         tied: Trials that could not be told apart from the winner by the objective.
         failure: Why the run failed or was interrupted.
+        quarantined: Configs that have cost two child processes.
     """
 
     outcome: OutcomeName
@@ -96,6 +98,7 @@ class RunOutcome:
     skipped: tuple[str, ...] = ()
     timing: Timing = Timing()
     failure: str = ""
+    quarantined: tuple[Quarantined, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from distune.distributed.transport import Event, ResultArrived, WorkerInfo, WorkerLost
+from distune.engine.quarantine import STRIKING
 from distune.trial.messages import Failure, Request, RequestBody, Result
 
 STRIKES = 2
 """Children that one task may cost before it is reported as failed."""
-
-_STRIKING = ("crash", "deadline", "memory")
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ class Scheduler:
             return []
         worker.task = None
         out: list[Instruction] = []
-        strikes = isinstance(result.body, Failure) and result.body.kind in _STRIKING
+        strikes = isinstance(result.body, Failure) and result.body.kind in STRIKING
         if strikes:
             self._strikes[task.id] = self._strikes.get(task.id, 0) + 1
         if strikes and self._strikes[task.id] < STRIKES:
@@ -230,9 +229,12 @@ class Scheduler:
         for host, task in list(self._quiet.items()):
             if task.id not in waiting and task.id not in running:
                 del self._quiet[host]
-                out += [Resume(rank) for rank in self._held.pop(host, []) if rank in self._workers]
-                out.append(Release(host))
+                out += [*self._let_go(host), Release(host)]
         return out
+
+    def _let_go(self, host: str) -> list[Instruction]:
+        """Let the held workers of a host go on."""
+        return [Resume(rank) for rank in self._held.pop(host, []) if rank in self._workers]
 
     def _dispatch(self) -> list[Instruction]:
         out = self._open_windows()
@@ -261,13 +263,19 @@ class Scheduler:
         for host, task in self._quiet.items():
             here = [worker for worker in self._workers.values() if worker.info.host == host]
             busy = [worker for worker in here if worker.task is not None]
-            if busy and (not self._can_hold or host in self._held):
+            if busy and not self._can_hold:
                 continue
             able = [worker for worker in here if worker.task is None and task.rank in (None, worker.info.rank)]
-            if able and any(entry.id == task.id for entry in self._exclusive):
+            waits = any(entry.id == task.id for entry in self._exclusive)
+            if waits and not able:  # its worker was lost: those that held still for it are to get done
+                out += self._let_go(host)
+            if waits and able:
                 if self._can_hold:
-                    self._held[host] = [worker.info.rank for worker in busy]
-                    out += [Suspend(worker.info.rank) for worker in busy]
+                    # Some are held already where the task is handed out again: its child or its worker was lost.
+                    held = self._held.setdefault(host, [])
+                    more = [worker.info.rank for worker in busy if worker.info.rank not in held]
+                    held += more
+                    out += [Suspend(rank) for rank in more]
                 self._exclusive = [entry for entry in self._exclusive if entry.id != task.id]
                 heapq.heapify(self._exclusive)
                 out.append(self._hand(min(able, key=lambda worker: worker.info.rank), task))

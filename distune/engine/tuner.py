@@ -7,6 +7,7 @@ has read from the journal or written there first.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from distune.engine.failures import raise_failure
 from distune.engine.judging import Judging
 from distune.engine.objective import Baseline, Choice, choose, score
 from distune.engine.outcome import OutcomeName, RunOutcome, Timing
+from distune.engine.quarantine import Quarantined
 from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
 from distune.evaluation.criterion import check_directions, metric_targets, target_accuracy, threshold_targets
 from distune.journal.journal import Journal
@@ -58,7 +60,14 @@ class Tuner:
         self._job = job
         self._workspace = workspace
         self._listener = listener or events.Listener()
-        self._dispatcher = Dispatcher(transport, on_event=self._on_event, can_hold=job.isolation == "process")
+        self._dispatcher = Dispatcher(
+            transport,
+            run=uuid.uuid4().hex,
+            on_event=self._on_event,
+            can_hold=job.isolation == "process",
+            on_quarantine=self._on_quarantine,
+        )
+        self._dispatcher.deadline_s = job.limits.deadline_s
         self._started_workers: tuple[WorkerInfo, ...] = tuple(transport.workers)
         self._book = TrialBook(job.exit_policy.max_trials, job.criterion.higher_is_better)
         self._warnings: list[str] = []
@@ -228,7 +237,8 @@ class Tuner:
         if not isinstance(body, Accuracy):
             raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
         self._baseline = body
-        self._dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * (outcome.end_s - outcome.start_s))
+        if self._job.limits.deadline_s is None:
+            self._dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * (outcome.end_s - outcome.start_s))
         self._book.baseline = body.value
         self._book.target = target_accuracy(self._job.criterion, body.value)
         check_directions(self._job.evaluation, self._job.criterion, body.directions)
@@ -254,12 +264,14 @@ class Tuner:
         judging.free_the_workers()
         if self._job.stops_at_first and len(self._book.met) > 1:
             judging.measure_met()  # a stage that did not end the run met, and so did a later one
-        choice = self._choose()
-        if choice is None:
+        while (choice := self._choose()) is not None:
+            trial = choice.trial
+            if trial.latency is None:
+                trial = judging.measure(trial)
+            if trial.config.hash not in self._dispatcher.quarantine:
+                break
+        else:
             return self._outcome(self._ending(judging, met=False))
-        trial = choice.trial
-        if trial.latency is None:
-            trial = judging.measure(trial)
         judging.decided_winner(trial, choice.tied)
         if trial.latency is not None and trial.latency.ci_low > 1:
             self._warn(
@@ -272,9 +284,11 @@ class Tuner:
 
     def _choose(self) -> Choice | None:
         baseline = self._objective_baseline()
-        if self._book.met:
-            return choose(self._book.met, self._job.objectives, baseline)
-        best = self._book.best
+        quarantine = self._dispatcher.quarantine
+        met = [trial for trial in self._book.met if trial.config.hash not in quarantine]
+        if met:
+            return choose(met, self._job.objectives, baseline)
+        best = self._book.best_of(lambda trial: trial.config.hash not in quarantine)
         return None if best is None else Choice(best, (best.id,))
 
     def _ending(self, judging: Judging, met: bool) -> OutcomeName:
@@ -350,6 +364,7 @@ class Tuner:
             skipped=tuple(self._skipped),
             timing=self._timing(),
             failure=failure,
+            quarantined=self._dispatcher.quarantine.entries,
         )
 
     def _timing(self) -> Timing:
@@ -374,6 +389,10 @@ class Tuner:
         else:
             busy, workers = len(self._dispatcher.active), len(self._dispatcher.workers)
             self._tell(events.WorkersBusy(busy, workers, self._dispatcher.results))
+
+    def _on_quarantine(self, entry: Quarantined) -> None:
+        text = entry.sentence + (f"\n{entry.failure.detail}" if entry.failure.detail else "")
+        self._warn(text, entry.rank, entry.host)
 
     def _warn(self, message: str, rank: int | None = None, host: str = "") -> None:
         self._warnings.append(message if rank is None else f"rank {rank} on {host}: {message}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from distune import __version__
 from distune.config.job import ObjectiveSpec
@@ -18,6 +18,7 @@ from distune.report.result import (
     Host,
     LatencyFigures,
     ParetoPoint,
+    QuarantineEntry,
     RunResult,
     StageEntry,
     TimeSpent,
@@ -61,7 +62,16 @@ def result_of(outcome: RunOutcome) -> RunResult:
         ),
         trials=tuple(trial_entry(trial) for trial in outcome.trials),
         timing=_timing(outcome),
+        quarantined=tuple(_quarantined(outcome)),
     )
+
+
+def _quarantined(outcome: RunOutcome) -> Iterator[QuarantineEntry]:
+    trials = {trial.config.hash: trial for trial in outcome.trials}
+    for entry in outcome.quarantined:
+        trial = trials.get(entry.config_hash)
+        number, label = (None, "") if trial is None else (trial.id, trial.label)
+        yield QuarantineEntry(entry.config_hash, number, label, entry.work, entry.failure.message)
 
 
 def trial_entry(trial: Trial) -> TrialEntry:

@@ -311,6 +311,14 @@ def _closing(result: RunResult, workspace: Path) -> Table:
     table.add_row(
         "trials", f"{judged} judged in {words.duration(result.timing.total_s)} on {words.rank_count(result.ranks)}"
     )
+    if result.lost_ranks:
+        table.add_row("lost ranks", ", ".join(map(str, result.lost_ranks)))
+    if result.quarantined:
+        names = [
+            f"config {entry.config_hash}" if entry.trial is None else f"trial {entry.trial}"
+            for entry in result.quarantined
+        ]
+        table.add_row("quarantined", Text(", ".join(names)))
     if result.best is not None:
         table.add_row("model", Text(f"{workspace / 'best'}"))
     table.add_row("result", Text(f"{workspace / 'result.json'}"))

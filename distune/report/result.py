@@ -263,6 +263,25 @@ class TimeSpent:
 
 
 @dataclass(frozen=True)
+class QuarantineEntry:
+    """A tuning config that has cost two child processes: it was not tried again and cannot win.
+
+    Attributes:
+        config_hash: Identity of the tuning config.
+        trial: Id of its trial; null where it was never decided.
+        label: What the candidate stands for.
+        work: What cost the processes, e.g. ``judging it``.
+        reason: How the second of them ended.
+    """
+
+    config_hash: str
+    trial: int | None
+    label: str
+    work: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunResult:
     """The outcome of a run.
 
@@ -294,6 +313,7 @@ class RunResult:
         stages: The stages in order.
         trials: The judged trials, by id.
         timing: Where the time went.
+        quarantined: Tuning configs that have cost two child processes each.
     """
 
     schema_version: int
@@ -320,6 +340,7 @@ class RunResult:
     stages: tuple[StageEntry, ...]
     trials: tuple[TrialEntry, ...]
     timing: TimeSpent
+    quarantined: tuple[QuarantineEntry, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values; NaN and infinity become ``None``."""
