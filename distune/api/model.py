@@ -9,14 +9,15 @@ from typing import Any
 from distune.backends.base import InputInfo
 from distune.config.job import ModelSpec
 from distune.config.schema import framework_of
-from distune.errors import MissingExtraError, ModelError, UsageError
+from distune.errors import MissingExtraError, ModelError
 
 
 def model_spec(model: Any, name: str = "") -> ModelSpec:
     """The fp32 model as the job names it. A live model travels as the bytes of its file.
 
     Args:
-        model: Path of an ONNX file, ``onnx.ModelProto``, or an object that wraps one in ``.model``.
+        model: Path of an ONNX or ``.pt2`` file, ``file.py:builder``, ``onnx.ModelProto`` or an object that wraps one in
+            ``.model``, or ``torch.nn.Module``.
         name: What the user calls it.
 
     Raises:
@@ -25,14 +26,14 @@ def model_spec(model: Any, name: str = "") -> ModelSpec:
     """
     if isinstance(model, str | os.PathLike):
         return _of_path(os.fspath(model), name)
-    if _is_torch_module(model):
-        raise ModelError(
-            f"the model is a {type(model).__name__} of PyTorch, and the PyTorch backend is not there yet; export it "
-            "with torch.onnx.export(...) and give the ONNX file"
-        )
+    if is_torch_module(model):
+        return ModelSpec("pytorch", "", name, quant_format="default", live=model)
     proto = model_proto(model)
     if proto is None:
-        raise ModelError(f"the model is a {type(model).__name__}; give the path of an ONNX file or an onnx.ModelProto")
+        raise ModelError(
+            f"the model is a {type(model).__name__}; give the path of an ONNX file, an onnx.ModelProto or a "
+            "torch.nn.Module"
+        )
     try:
         return ModelSpec("onnxruntime", "", name, live=proto.SerializeToString(deterministic=True))
     except ValueError as error:  # protobuf ends at 2 GiB
@@ -53,17 +54,20 @@ def model_proto(model: Any) -> Any:
 
 def _of_path(path: str, name: str) -> ModelSpec:
     framework = framework_of(path)
-    if framework == "pytorch":
-        raise UsageError(f"model {path!r}: the PyTorch backend is not there yet; export the model to ONNX")
+    if framework == "pytorch" and not path.endswith(".pt2"):
+        return ModelSpec("pytorch", path, name, quant_format="default")
     absolute = os.path.abspath(os.path.expanduser(path))
     if Path(absolute).is_dir():
         raise ModelError(f"model {path!r} is a folder; name the model file in it")
     if not Path(absolute).is_file():
         raise ModelError(f"model file {path!r} does not exist (looked for {absolute})")
+    if framework == "pytorch":
+        return ModelSpec("pytorch", absolute, name, quant_format="default")
     return ModelSpec("onnxruntime", absolute, name)
 
 
-def _is_torch_module(model: object) -> bool:
+def is_torch_module(model: object) -> bool:
+    """Whether ``model`` is a ``torch.nn.Module``; torch is not imported for it."""
     return any(cls.__module__.startswith("torch.") and cls.__name__ == "Module" for cls in type(model).__mro__)
 
 
@@ -73,7 +77,7 @@ def any_onnx_model(model: Any) -> Any:
     Raises:
         ModelError: It is none of these, or does not exist.
     """
-    if isinstance(model, str | os.PathLike) or _is_torch_module(model):
+    if isinstance(model, str | os.PathLike) or is_torch_module(model):
         spec = model_spec(model)
         import onnx
 

@@ -89,6 +89,11 @@ class RunnableModel(ABC):
         return {}
 
     @property
+    def compile_s(self) -> float:
+        """Seconds that a compiler has spent on this model so far; no part of any latency."""
+        return 0.0
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of this model, e.g. a recipe that found nothing to do."""
         return ()
@@ -115,9 +120,12 @@ class Backend(ABC):
         standalone: ``module:function`` by which a fresh process runs an exported model as a deployment would, for its
             memory footprint: ``function(path, feed, threads)`` loads the model file and runs ``feed`` once. Its module
             imports no more than that needs. Empty where there is none.
+        judged_is_deployed: What ``load`` gives has the numbers of what is deployed. Where it has not, the engine has
+            what meets the criterion judged again in full on ``load_deployed``.
     """
 
     standalone: ClassVar[str] = ""
+    judged_is_deployed: ClassVar[bool] = True
 
     @abstractmethod
     def __init__(self, job: TuningJob) -> None: ...
@@ -133,6 +141,14 @@ class Backend(ABC):
         Raises:
             TrialError: The config cannot be applied.
         """
+
+    def load_deployed(self, config: TuningConfig, threads: int = 1) -> RunnableModel:
+        """The model of ``config`` with the numbers of a deployment; ``load``'s where ``judged_is_deployed``.
+
+        Raises:
+            TrialError: The config cannot be applied or lowered.
+        """
+        return self.load(config, threads)
 
     def prepare_calibration(self, sampling_size: int) -> None:
         """Told before ``calibrate`` for how many samples; statistics of the plain graph for as many are there then."""

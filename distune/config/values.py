@@ -206,9 +206,9 @@ def one_of(what: str, spellings: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 
 def _device(value: Any) -> str:
-    if value != "cpu":
-        raise FaultError.of(f"distune quantizes for and measures on the CPU: expected cpu, got {describe(value)}")
-    return "cpu"
+    if value not in ("cpu", "gpu"):
+        raise FaultError.of(f"expected cpu, or gpu for PyTorch models, got {describe(value)}")
+    return str(value)
 
 
 def resolved(text: Any, context: Context, *, must_exist: bool) -> str:

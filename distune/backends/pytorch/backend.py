@@ -3,50 +3,79 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from distune.backends.base import Backend, ExportedModel, Feed, ModelFacts
+from distune.backends.cpu import needs_reduce_range
 from distune.backends.pytorch.versions import require_torch, versions
+from distune.backends.statistics import CalibrationStatistics
 from distune.config.job import TuningJob
 from distune.data.batch import Inputs
 from distune.data.loader import open_dataloader
-from distune.errors import TrialError
-from distune.space.capability import Capability
-from distune.space.op_config import TuningConfig
+from distune.errors import TrialError, UsageError
+from distune.space.op_config import FP32, TuningConfig
 
 require_torch()  # before anything of torchao is imported by name
 
 import torch  # noqa: E402
+from torch.fx import GraphModule  # noqa: E402
 
+from distune.backends.pytorch.calibration import calibrated_tensors, collect  # noqa: E402
+from distune.backends.pytorch.capability import inspect  # noqa: E402
+from distune.backends.pytorch.compiled import CompiledModels, require_compiler  # noqa: E402
+from distune.backends.pytorch.convert import converted, with_float_weights  # noqa: E402
+from distune.backends.pytorch.lowering import execution  # noqa: E402
 from distune.backends.pytorch.model import load_module  # noqa: E402
-from distune.backends.pytorch.program import export_module  # noqa: E402
-from distune.backends.pytorch.runnable import GraphModel, state_bytes  # noqa: E402
+from distune.backends.pytorch.program import export_module, saved_program  # noqa: E402
+from distune.backends.pytorch.quantizer import Range, WeightScales, needed_ranges  # noqa: E402
+from distune.backends.pytorch.runnable import DeployedModel, GraphModel, state_bytes  # noqa: E402
 
 Variant = tuple[tuple[str, Any], ...]
 
 _BATCHES_LOOKED_AT = 4
 """Batches of data whose shapes tell which axes are dynamic."""
 
+_HALVES = frozenset({"bf16", "fp16"})
+_BASELINE = "fp32"
+
 
 class PyTorchBackend(Backend):
-    """Quantizes PyTorch modules, each op by its own mode. See ``backends.base.Backend`` for the contract."""
+    """Quantizes PyTorch modules, each op by its own mode. See ``backends.base.Backend`` for the contract.
+
+    Trials are judged on the reference graph in eager mode, which needs no compiler; what is accepted is judged again as
+    Inductor compiles it.
+    """
+
+    judged_is_deployed = False
 
     def __init__(self, job: TuningJob) -> None:
-        self._job = job
+        _check_device(job.device)
+        require_compiler()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.manual_seed(job.seed)
         self._loaded = load_module(job.model, list(_examples(job)))
         self._exported = export_module(self._loaded)
-        names = iter(self._loaded.input_names)
-        self._arguments = tuple(None if value is None else next(names) for value in self._loaded.example_inputs)
+        self._model = self._exported.folded()
+        asked = {
+            dtype for rule in job.constraints for role in (rule.weight, rule.activation) for dtype in _dtypes(role)
+        }
+        self._capability = inspect(self._model, asked & _HALVES)
+        self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
+        self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
+        self._scales = WeightScales()
+        self._reduce_range = needs_reduce_range()
+        self._compiled = CompiledModels(job.workspace)
 
     def facts(self) -> ModelFacts:
         return ModelFacts(
-            capability=Capability(()),
-            inputs=self._exported.inputs,
-            outputs=self._exported.output_names,
-            size_bytes=state_bytes(self._exported.graph_module),
-            session_options={"device": "cpu", "mode": "eager"},
+            capability=self._capability,
+            inputs=self._model.inputs,
+            outputs=self._model.output_names,
+            size_bytes=state_bytes(self._model.graph_module),
+            session_options={"device": "cpu", "judged": "eager reference", "deployed": "inductor, frozen"},
             versions=versions(),
             digest=self._digest,
         )
@@ -54,27 +83,120 @@ class PyTorchBackend(Backend):
     @cached_property
     def _digest(self) -> str:
         content = hashlib.sha256(self._exported.graph_module.code.encode())
-        for name, tensor in self._exported.program.state_dict.items():
+        for name, tensor in sorted(self._exported.program.state_dict.items()):
             content.update(name.encode())
-            content.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            flat = tensor.detach().contiguous().reshape(-1)
+            content.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
         return content.hexdigest()
 
     def load(self, config: TuningConfig | None, threads: int = 1) -> GraphModel:
-        if config is None:
-            return GraphModel(self._exported.graph_module, self._arguments, threads)
-        raise TrialError("the PyTorch backend cannot quantize yet")
+        return self._made(GraphModel, config, threads)
+
+    def load_deployed(self, config: TuningConfig, threads: int = 1) -> GraphModel:
+        return self._made(DeployedModel, config, threads)
+
+    def prepare_calibration(self, sampling_size: int) -> None:
+        """Nothing depends on how many samples there are."""
 
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
-        raise TrialError("the PyTorch backend cannot calibrate yet")
+        return collect(self._model, calibrated_tensors(self._model, self._capability), batches).to_bytes()
 
     def set_statistics(self, variant: Variant, sampling_size: int, blob: bytes) -> None:
-        raise TrialError("the PyTorch backend cannot calibrate yet")
+        self._statistics[variant, sampling_size] = CalibrationStatistics.from_bytes(blob)
 
     def export(self, config: TuningConfig) -> ExportedModel:
-        raise TrialError("the PyTorch backend cannot export yet")
+        config = self._effective(config)
+        return self._files(config, self._ranges(config), self._reduce_range)
 
     def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
-        raise TrialError("the PyTorch backend cannot export yet")
+        ranges = {name: (float(low), float(high)) for name, (low, high) in deploy.get("ranges", {}).items()}
+        return self._files(self._effective(config), ranges, bool(deploy.get("reduce_range", self._reduce_range)))
+
+    def probe(
+        self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
+    ) -> Mapping[str, float]:
+        return super().probe(kind, config, ops, feeds, args)
+
+    def close(self) -> None:
+        self._statistics.clear()
+        self._scales.kept.clear()
+        self._compiled.close()
+
+    def _made(self, kind: type[GraphModel], config: TuningConfig | None, threads: int) -> GraphModel:
+        if config is None:
+            module = self._model.graph_module
+            return kind(module, self._model, threads, lambda: self._compiled.get(_BASELINE, threads, lambda: module))
+        config = self._effective(config)
+        module = self._quantized(config, self._ranges(config), self._reduce_range)
+        chosen = set(config.quantized_ops)
+        weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
+        return kind(
+            module,
+            self._model,
+            threads,
+            compiled=lambda: self._compiled.get(config.hash, threads, lambda: module),
+            eager=with_float_weights(module) if kind is GraphModel else None,
+            executed=partial(execution, module, self._model, weighted),
+            warnings=self._remarks(config),
+        )
+
+    def _quantized(self, config: TuningConfig, ranges: Mapping[str, Range], reduce_range: bool) -> GraphModule:
+        return converted(self._model, config, ranges, self._scales, reduce_range)
+
+    def _effective(self, config: TuningConfig) -> TuningConfig:
+        """The config with what its recipes turn to fp32 in fp32."""
+        changes = {}
+        for name, value in config.recipes:
+            recipe = self._recipe_ops.get(name)
+            if recipe is None:
+                raise TrialError(f"the PyTorch backend has no recipe {name!r} for this model")
+            if value != recipe.default:
+                changes.update({op: FP32 for op in recipe.fp32_ops if op in config.by_name})
+        return config.with_ops(changes) if changes else config
+
+    def _ranges(self, config: TuningConfig) -> dict[str, Range]:
+        needed = needed_ranges(self._model, config)
+        if not needed:
+            return {}
+        statistics = self._statistics_of(config)
+        return {name: statistics.range(name, algorithm) for name, algorithm in needed.items()}
+
+    def _statistics_of(self, config: TuningConfig) -> CalibrationStatistics:
+        key = (self.variant(config), config.sampling_size)
+        if key not in self._statistics:
+            raise TrialError(
+                f"no calibration statistics for sampling size {config.sampling_size}; there are some for: "
+                f"{', '.join(str(size) for _, size in self._statistics) or 'none'}"
+            )
+        return self._statistics[key]
+
+    def _remarks(self, config: TuningConfig) -> list[str]:
+        needed = needed_ranges(self._model, config)
+        if not needed:
+            return []
+        remarks = self._statistics_of(config).remarks()
+        return [f"tensor {name}: {remarks[name]}" for name in needed if name in remarks]
+
+    def _files(self, config: TuningConfig, ranges: Mapping[str, Range], reduce_range: bool) -> ExportedModel:
+        module = self._quantized(config, ranges, reduce_range)
+        deploy: dict[str, Any] = {}
+        if config.quantized_ops:
+            deploy = {"ranges": {name: list(each) for name, each in ranges.items()}, "reduce_range": reduce_range}
+        state = io.BytesIO()
+        torch.save({name: tensor.detach() for name, tensor in module.state_dict().items()}, state)
+        return ExportedModel({"model.pt2": saved_program(module, self._model), "state.pt": state.getvalue()}, deploy)
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise UsageError("device: gpu needs a GPU that torch can use, and torch.cuda.is_available() says there is none")
+    raise UsageError("device: gpu is not supported by the integer kernels of the PyTorch backend; use device: cpu")
+
+
+def _dtypes(role: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...]:
+    return role.get("dtype", ())
 
 
 def _examples(job: TuningJob) -> Iterator[Inputs]:

@@ -8,13 +8,18 @@ A name is the path of the module that the op belongs to, plus a call index from 
 from __future__ import annotations
 
 import copy
+import io
 import logging
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
 from distune.backends.base import InputInfo
 from distune.backends.pytorch.model import LoadedModule
@@ -129,6 +134,24 @@ class ExportedModule:
         object.__setattr__(self, "op", {op.name: op for op in self.ops})
 
     @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """Nodes of the graph by name, in graph order."""
+        return {node.name: node for node in self.graph_module.graph.nodes}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter or buffer of a qualified name."""
+        return named_tensor(self.graph_module, name)
+
+    def folded(self) -> ExportedModule:
+        """The same module with BatchNorm folded into what is before it: the form that post-training methods work on."""
+        module = self.fresh()
+        _fuse_conv_bn_(module)
+        _fuse_linear_bn_(module)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return replace(self, graph_module=module, ops=find_ops(module))
+
+    @cached_property
     def by_node(self) -> dict[str, ModuleOp]:
         """Ops by the name of their node."""
         return {op.node: op for op in self.ops}
@@ -136,6 +159,14 @@ class ExportedModule:
     def fresh(self) -> GraphModule:
         """A copy of the graph that may be rewritten; it shares parameters and buffers, which must not be."""
         return copied(self.graph_module)
+
+
+def named_tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """The parameter or buffer of a qualified name."""
+    path, _, attribute = name.rpartition(".")
+    found = getattr(module.get_submodule(path), attribute)
+    assert isinstance(found, torch.Tensor)  # what a get_attr node of an exported graph names
+    return found.detach()
 
 
 def copied(module: GraphModule) -> GraphModule:
@@ -173,6 +204,22 @@ def export_module(loaded: LoadedModule) -> ExportedModule:
     )
 
 
+def saved_program(module: GraphModule, model: ExportedModule) -> bytes:
+    """A quantized graph of ``model`` as the bytes of a ``.pt2`` file, its axes dynamic like those of the fp32 model."""
+    auto = torch.export.Dim.AUTO
+    infos = iter(model.inputs)
+    shapes: list[dict[int, Any] | None] = []
+    for example in model.example_inputs:
+        sizes = () if example is None else next(infos).shape
+        dynamic = {axis: auto for axis, size in enumerate(sizes) if not isinstance(size, int)}
+        shapes.append(None if example is None else dynamic)
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(module, model.example_inputs, dynamic_shapes=tuple(shapes))
+        stream = io.BytesIO()
+        torch.export.save(program, stream)
+    return stream.getvalue()
+
+
 def find_ops(module: GraphModule) -> tuple[ModuleOp, ...]:
     """The ops of an exported graph, in graph order."""
     counts: dict[str, int] = {}
@@ -204,6 +251,11 @@ def _weight_of(node: Node, op_type: str) -> Node | None:
     position = _WEIGHT_POSITIONS.get(op_type)
     weight = node.args[position] if position is not None and len(node.args) > position else None
     return weight if isinstance(weight, Node) and weight.op == "get_attr" else None
+
+
+def op_type_of(node: Node) -> str:
+    """The op type of a node; empty where it computes nothing."""
+    return OP_TYPES.get(node.target, _function_name(node)) if node.op == "call_function" else ""
 
 
 def _function_name(node: Node) -> str:
@@ -238,14 +290,23 @@ def _export(loaded: LoadedModule) -> torch.export.ExportedProgram:
     shapes: list[dict[int, Any] | None] = []
     for example in loaded.example_inputs:
         shapes.append(None if example is None else dict.fromkeys(loaded.dynamic_axes[next(names)], auto))
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(loaded.module, loaded.example_inputs, dynamic_shapes=tuple(shapes))
+    except Exception as error:  # torch has dozens of classes for what it cannot trace
+        raise ModelError(_refusal(loaded.module, error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.export's remarks on itself; errors are raised."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with torch.no_grad():
-            return torch.export.export(loaded.module, loaded.example_inputs, dynamic_shapes=tuple(shapes))
-    except Exception as error:  # torch has dozens of classes for what it cannot trace
-        raise ModelError(_refusal(loaded.module, error)) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
 

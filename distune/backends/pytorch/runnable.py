@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,44 +13,51 @@ from torch.fx import GraphModule
 
 from distune.backends.base import Feed, Outputs, RunnableModel
 from distune.backends.pytorch.model import to_tensor
+from distune.backends.pytorch.program import ExportedModule
 from distune.errors import ModelError
+
+if TYPE_CHECKING:
+    from distune.backends.pytorch.compiled import Compiled
+    from distune.backends.pytorch.lowering import Execution
 
 
 class GraphModel(RunnableModel):
-    """A graph that runs in eager mode.
+    """A graph that is judged in eager mode and timed as Inductor compiles it.
 
     Args:
-        module: The graph, fp32 or with quantize and dequantize nodes.
-        arguments: Parameter names of ``module.forward`` in order; ``None`` where ``None`` is passed.
+        module: The graph, fp32 or with quantize and dequantize nodes and integer weights.
+        model: The fp32 model, for what is fed.
         threads: Intra-op threads.
+        compiled: Gives the compiled model.
+        eager: The same graph in the form that runs fastest in eager mode; ``module`` itself by default.
+        executed: How the quantized weighted ops run, read from the lowered graph; ``None`` for the fp32 model.
         warnings: For the user.
     """
 
     def __init__(
-        self, module: GraphModule, arguments: Sequence[str | None], threads: int, warnings: Sequence[str] = ()
+        self,
+        module: GraphModule,
+        model: ExportedModule,
+        threads: int,
+        compiled: Callable[[], Compiled],
+        eager: GraphModule | None = None,
+        executed: Callable[[], Execution] | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
         self._module = module
-        self._arguments = tuple(arguments)
+        self._model = model
         self._threads = threads
+        self._compiled = compiled
+        self._eager = module if eager is None else eager
+        self._executed = executed
         self._warnings = tuple(warnings)
 
     def predict(self, feed: Feed) -> Outputs:
         with torch.inference_mode(), intra_op_threads(self._threads):
-            return to_arrays(self._module(*self.tensors(feed)))
+            return to_arrays(self._eager(*arguments_of(self._model, feed)))
 
     def timed(self, feed: Feed) -> Callable[[], object]:
-        tensors, module = self.tensors(feed), self._module
-        torch.set_num_threads(self._threads)
-
-        def run_once() -> object:
-            with torch.inference_mode():
-                return module(*tensors)
-
-        return run_once
-
-    def tensors(self, feed: Feed) -> tuple[torch.Tensor | None, ...]:
-        """The arguments of ``forward``."""
-        return tuple(None if name is None else to_tensor(feed[name]) for name in self._arguments)
+        return self._compiled().closure(*arguments_of(self._model, feed))
 
     @property
     def native(self) -> torch.nn.Module:
@@ -61,8 +68,42 @@ class GraphModel(RunnableModel):
         return state_bytes(self._module)
 
     @property
+    def compile_s(self) -> float:
+        return self._compiled().seconds
+
+    @property
+    def ops_executed_int8(self) -> int | None:
+        return 0 if self._execution is None else len(self._execution.integer)
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        return {} if self._execution is None else self._execution.reasons
+
+    @property
+    def kernels(self) -> tuple[tuple[str, str], ...]:
+        """Functions that the lowered graph calls, with the dtype of what each gives."""
+        return () if self._execution is None else self._execution.kernels
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         return self._warnings
+
+    @cached_property
+    def _execution(self) -> Execution | None:
+        return None if self._executed is None else self._executed()
+
+
+class DeployedModel(GraphModel):
+    """The same model, judged as it is deployed: compiled."""
+
+    def predict(self, feed: Feed) -> Outputs:
+        return to_arrays(self._compiled()(*arguments_of(self._model, feed)))
+
+
+def arguments_of(model: ExportedModule, feed: Feed) -> tuple[torch.Tensor | None, ...]:
+    """The arguments of ``forward`` in order."""
+    names = iter(info.name for info in model.inputs)
+    return tuple(None if example is None else to_tensor(feed[next(names)]) for example in model.example_inputs)
 
 
 class intra_op_threads:

@@ -1,0 +1,142 @@
+"""Inductor with freezing: what a model is deployed as. Compiling takes seconds to minutes; it is counted, and kept.
+
+A compiled function belongs to the shapes that it has seen: the first time another shape comes, Inductor compiles once
+more, then for any size of the axes that changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo as dynamo
+from torch._inductor import config as inductor
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.fx import GraphModule
+
+from distune.backends.pytorch.runnable import intra_op_threads
+from distune.errors import TrialError, UsageError
+
+_KEPT = 4
+"""Compiled models in memory, the baseline among them."""
+
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_RECOMPILES = 64
+
+
+def require_compiler() -> None:
+    """Make sure that Inductor finds a C++ compiler.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # Inductor's class of it has moved between releases
+        raise UsageError(
+            "the PyTorch backend deploys and times models compiled by Inductor, which needs a C++ compiler: install "
+            "g++ or clang++, or name one in the variable CXX"
+        ) from error
+
+
+class Compiled:
+    """A graph compiled by Inductor for inference, with its weights frozen.
+
+    Attributes:
+        seconds: Spent on compiling so far, the first runs included.
+    """
+
+    def __init__(self, module: GraphModule, threads: int) -> None:
+        self._threads = threads
+        self._function = torch.compile(module)
+        self._seen: set[tuple[Any, ...]] = set()
+        self.seconds = 0.0
+
+    def __call__(self, *arguments: torch.Tensor | None) -> Any:
+        """Run one batch, compiling first where its shapes are new.
+
+        Raises:
+            TrialError: Inductor cannot compile the graph.
+        """
+        shapes = tuple(() if each is None else tuple(each.shape) for each in arguments)
+        with torch.no_grad(), intra_op_threads(self._threads):
+            if shapes in self._seen:
+                return self._function(*arguments)
+            start = time.perf_counter()
+            with _compiling():
+                out = self._function(*arguments)
+            self.seconds += time.perf_counter() - start
+            self._seen.add(shapes)
+            return out
+
+    def closure(self, *arguments: torch.Tensor | None) -> Callable[[], object]:
+        """Runs ``arguments`` once, with as little around it as possible; everything is compiled before this returns."""
+        self(*arguments)
+        torch.set_num_threads(self._threads)
+        function = self._function
+
+        def run_once() -> object:
+            with torch.no_grad():
+                return function(*arguments)
+
+        return run_once
+
+
+class CompiledModels:
+    """Compiled models by the hash of their config, the least used given up first.
+
+    Args:
+        workspace: Folder of the run, in which compiled kernels are kept for its other ranks and for the next start.
+    """
+
+    def __init__(self, workspace: str) -> None:
+        self._models: OrderedDict[tuple[str, int], Compiled] = OrderedDict()
+        self._own_cache = ""
+        if _CACHE_VARIABLE not in os.environ:
+            if workspace and Path(workspace).is_dir():
+                os.environ[_CACHE_VARIABLE] = str(Path(workspace) / "cache" / "inductor")
+            else:
+                self._own_cache = tempfile.mkdtemp(prefix="distune-inductor-")
+                os.environ[_CACHE_VARIABLE] = self._own_cache
+
+    def get(self, key: str, threads: int, make: Callable[[], GraphModule]) -> Compiled:
+        """The compiled model of a key; ``make`` gives its graph where it was not compiled yet."""
+        at = (key, threads)
+        if at not in self._models:
+            self._models[at] = Compiled(make(), threads)
+            while len(self._models) > _KEPT:
+                self._models.popitem(last=False)
+        self._models.move_to_end(at)
+        return self._models[at]
+
+    def close(self) -> None:
+        """Give up all of them."""
+        self._models.clear()
+        dynamo.reset()
+        if self._own_cache:
+            os.environ.pop(_CACHE_VARIABLE, None)
+            shutil.rmtree(self._own_cache, ignore_errors=True)
+            self._own_cache = ""
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    # One compile thread: Inductor's pool of processes would outlive the trial, and compete with what is measured.
+    settings = inductor.patch(freezing=True, compile_threads=1)
+    limits = dynamo.config.patch(recompile_limit=_RECOMPILES, fail_on_recompile_limit_hit=True)
+    try:
+        with settings, limits, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about tensors that its passes build
+            yield
+    except Exception as error:  # Inductor's and Dynamo's classes are many
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise TrialError(f"Inductor cannot compile the model: {type(error).__name__}: {' '.join(lines[:4])}") from error
