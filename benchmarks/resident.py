@@ -26,7 +26,7 @@ from distune.distributed.local import LocalTransport
 from distune.distributed.transport import ResultArrived
 from distune.engine.failures import raise_failure
 from distune.space.tuning_space import build_space
-from distune.trial.messages import Export, Failure, Inspect, Inspection, Request, RequestBody, ResultBody
+from distune.trial.messages import Failure, Inspect, Inspection, MeasureLatency, Request, RequestBody, ResultBody
 
 MIB = 2**20
 
@@ -88,7 +88,7 @@ def main() -> None:
 def _memory(job: TuningJob, ranks: int) -> tuple[float, float, float, dict[str, float]]:
     """RSS, PSS, USS and PSS by ``WHERE`` of the trial processes of ``ranks`` ranks, summed, in MiB.
 
-    Each has quantized the model and holds a session of it.
+    Each has quantized the model, run it, compared it with the fp32 model, and holds its session.
     """
     transport = LocalTransport(job, workers=ranks)
     try:
@@ -98,7 +98,8 @@ def _memory(job: TuningJob, ranks: int) -> tuple[float, float, float, dict[str, 
             raise TypeError(type(first).__name__)
         space = build_space(first.capability, job.constraints, job.approach, job.recipes, (0,))
         config = space.default()
-        _ask(transport, Export(space.fp32() if config.needs_calibration else config))
+        # One session of each stays: what has been judged last. The fp32 one that it is compared with is gone again.
+        _ask(transport, MeasureLatency(space.fp32() if config.needs_calibration else config))
         children = [child for child in psutil.Process().children() if child.is_running()]
         infos = [child.memory_full_info() for child in children]
         parts = dict.fromkeys(WHERE, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -82,13 +83,20 @@ class OnnxRuntimeModel(RunnableModel):
             self._session = create_session(self._light.proto, threads)
         except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
             raise TrialError(f"ONNX Runtime cannot load the quantized model: {error}") from error
-        return_freed_memory()
+        self._is_settled = not self._light.folder
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", None) is not None and self._light.folder and not sys.is_finalizing():
+            del self._session  # with the weights that it has repacked
+            return_freed_memory()
 
     def predict(self, feed: Feed) -> Outputs:
+        self._settle()
         outputs: Outputs = self._session.run(None, dict(feed))
         return outputs
 
     def timed(self, feed: Feed) -> Callable[[], object]:
+        self._settle()
         binding = self._session.io_binding()
         arrays = {name: np.ascontiguousarray(value) for name, value in feed.items()}
         for name, value in arrays.items():
@@ -101,6 +109,12 @@ class OnnxRuntimeModel(RunnableModel):
             run(binding)
 
         return run_once
+
+    def _settle(self) -> None:
+        """Before the first run: the graphs that a large model was made of are gone by now."""
+        if not self._is_settled:
+            self._is_settled = True
+            return_freed_memory()
 
     @property
     def native(self) -> onnx.ModelProto:
