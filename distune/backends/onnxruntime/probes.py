@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from distune.backends.base import Feed
+from distune.backends import sensitivity
+from distune.backends.base import Feed, Outputs
 from distune.backends.onnxruntime.calibration import with_outputs
 from distune.backends.onnxruntime.capability import activation_outputs
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.session import create_session
-from distune.errors import TrialError
+from distune.backends.sensitivity import squares
 from distune.space.capability import Capability
-from distune.space.op_config import FP32, OpConfig, TuningConfig
+from distune.space.op_config import TuningConfig
 
 
 def op_mse(
@@ -45,7 +45,7 @@ def op_mse(
     for feed in feeds:
         expected, actual = reference.run(feed), candidate.run(feed)
         for group, name in tensors.items():
-            difference, squared = _squares(expected[name], actual[readable[name]])
+            difference, squared = squares(expected[name], actual[readable[name]])
             error[group] += difference
             power[group] += squared
     return {group: error[group] / power[group] if power.get(group) else 0.0 for group in groups if group in tensors}
@@ -60,37 +60,23 @@ def op_sensitivity(
     feeds: Sequence[Feed],
     args: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Mean squared error of the model's outputs against fp32, relative to their power, one group changed at a time.
+    """``backends.sensitivity.op_sensitivity`` of ONNX models.
 
     Args:
         write: Gives the quantized model of a config; unchanged weights come from its cache.
-        config: What is changed.
-        args: ``direction``: ``fallback`` (default) puts the group into fp32, ``revert`` quantizes it, by the group's
-            configs in ``args["quantized"]`` (a tuning config as JSON) or by its default.
-
-    Raises:
-        TrialError: Unknown direction.
     """
-    direction = args.get("direction", "fallback")
-    if direction not in ("fallback", "revert"):
-        raise TrialError(f"op_sensitivity: direction {direction!r} is neither 'fallback' nor 'revert'")
-    quantized: Mapping[str, OpConfig] = {op.name: op.options[0] for op in capability.ops}
-    if args.get("quantized"):
-        quantized = {**quantized, **TuningConfig.from_json(args["quantized"]).by_name}
-    reference = _Runner(fp32)
-    expected = [reference.run(feed) for feed in feeds]
-    power = sum(_power(value) for outputs in expected for value in outputs.values())
-    scores = {}
-    for group in groups:
-        members = [op.name for op in capability.ops if op.group == group and op.name in config.by_name]
-        changes = {name: FP32 if direction == "fallback" else quantized[name] for name in members}
-        candidate = _Runner(write(config.with_ops(changes)))
-        error = 0.0
-        for feed, outputs in zip(feeds, expected, strict=True):
-            actual = candidate.run(feed)
-            error += sum(_squares(value, actual[name])[0] for name, value in outputs.items())
-        scores[group] = error / power if power else 0.0
-    return scores
+    names = [output.name for output in fp32.graph.output]
+
+    def make(changed: TuningConfig | None) -> Callable[[Feed], Outputs]:
+        runner = _Runner(fp32 if changed is None else write(changed))
+
+        def predict(feed: Feed) -> Outputs:
+            values = runner.run(feed)
+            return [values[name] for name in names]
+
+        return predict
+
+    return sensitivity.op_sensitivity(capability, make, config, groups, feeds, args)
 
 
 class _Runner:
@@ -109,15 +95,3 @@ def _dequantized_names(quantized: onnx.ModelProto, tensors: Sequence[str] | Any)
     """Where the dequantized value of each tensor can be read in the quantized graph."""
     made = {name for node in quantized.graph.node for name in node.output}
     return {name: next((n for n in (f"{name}_DequantizeLinear_Output", name) if n in made), name) for name in tensors}
-
-
-def _squares(expected: NDArray[Any], actual: NDArray[Any]) -> tuple[float, float]:
-    """Squared error and squared value, summed; where fp32 itself is not finite nothing is compared."""
-    finite = np.isfinite(expected)
-    reference = expected[finite].astype(np.float64)
-    difference = actual[finite].astype(np.float64) - reference
-    return float(difference @ difference), float(reference @ reference)
-
-
-def _power(values: NDArray[Any]) -> float:
-    return _squares(values, values)[1]
