@@ -11,10 +11,11 @@ from typing import Any
 
 from distune import quantization
 from distune.config import AccuracyCriterion, PostTrainingQuantConfig, TuningCriterion, set_workspace
+from distune.distributed.topology import launched_rank
 from distune.errors import DistuneError
 from tests.api.small import Batches, model, samples
 
-OWN = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
+OWN = str(launched_rank())
 LOCK = threading.Lock()
 
 
