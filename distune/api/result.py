@@ -58,7 +58,8 @@ class FoundModel:
         """Write the model.
 
         Args:
-            path: A file that ends in ``.onnx``, or a folder, which gets ``model.onnx`` and ``tuning_config.yaml``.
+            path: A file that ends in ``.onnx``, or a folder, which gets ``model.onnx`` and ``tuning_config.yaml``
+                (and ``tuning_config.npz``, where it has weights that were found with data).
 
         Returns:
             The files that were written; none on a rank that does not hold the model, since the one that does writes it.
@@ -75,7 +76,7 @@ class FoundModel:
         folder = target.parent if single else target
         content |= {folder / other: self.files[other] for other in further}
         if not single:
-            content[folder / "tuning_config.yaml"] = self.saved.dump().encode()
+            content |= {folder / other: data for other, data in self.saved.files().items()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for file, data in content.items():

@@ -22,7 +22,7 @@ def write_outcome(outcome: RunOutcome, workspace: Workspace) -> RunResult:
     if outcome.exported is not None and outcome.best is not None:
         model = outcome.job.model
         saved = SavedConfig(model.framework, model.quant_format, outcome.best.config, outcome.exported.deploy)
-        workspace.write_best({**outcome.exported.files, "tuning_config.yaml": saved.dump()})
+        workspace.write_best({**outcome.exported.files, **saved.files()})
     result = result_of(outcome)
     workspace.write_result(result.to_json())
     return result

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distune.backends.weight_only.grouped import GroupedWeight, WeightFormat
 from distune.errors import TrialError
@@ -48,30 +49,34 @@ class KeptWeights:
         self._bytes = 0
 
 
-def saved(weights: Mapping[str, GroupedWeight], ops: Mapping[str, OpConfig]) -> dict[str, str]:
-    """The weights that cannot be made again without calibration data, as text, by op name."""
-    return {name: _to_text(weight) for name, weight in weights.items() if ops[name].needs_calibration}
+Arrays = Mapping[str, NDArray[Any]]
+"""A weight as arrays by role: ``integers``, ``scales``, ``zero_points``, and ``input_scale`` where it has one."""
 
 
-def restored(texts: Mapping[str, str], ops: Mapping[str, OpConfig]) -> dict[str, GroupedWeight]:
-    """Inverse of ``saved``.
+def saved(weights: Mapping[str, GroupedWeight], ops: Mapping[str, OpConfig]) -> dict[str, Arrays]:
+    """The weights that cannot be made again without calibration data, as arrays, by op name."""
+    return {name: _arrays(weight) for name, weight in weights.items() if ops[name].needs_calibration}
+
+
+def restored(weights: Mapping[str, Arrays | str], ops: Mapping[str, OpConfig]) -> dict[str, GroupedWeight]:
+    """Inverse of ``saved``. Text is how it was saved before: the same arrays as ``.npz`` in base64.
 
     Raises:
         TrialError: A weight of an op whose config quantizes none.
     """
     out = {}
-    for name, text in texts.items():
+    for name, saved_weight in weights.items():
         tensor = ops[name].weight
         if tensor is None:
             raise TrialError(f"op {name!r} has a saved weight, but its config quantizes none")
-        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
-            out[name] = GroupedWeight(
-                arrays["integers"],
-                arrays["scales"],
-                arrays["zero_points"],
-                WeightFormat(tensor.bits, tensor.group_size, "sym" if tensor.scheme == "sym" else "asym"),
-                arrays.get("input_scale"),
-            )
+        arrays = _from_text(saved_weight) if isinstance(saved_weight, str) else saved_weight
+        out[name] = GroupedWeight(
+            arrays["integers"],
+            arrays["scales"],
+            arrays["zero_points"],
+            WeightFormat(tensor.bits, tensor.group_size, "sym" if tensor.scheme == "sym" else "asym"),
+            arrays.get("input_scale"),
+        )
     return out
 
 
@@ -79,14 +84,17 @@ def _size(weight: GroupedWeight) -> int:
     return int(weight.integers.nbytes + weight.scales.nbytes + weight.zero_points.nbytes)
 
 
-def _to_text(weight: GroupedWeight) -> str:
-    arrays: dict[str, Any] = {
+def _arrays(weight: GroupedWeight) -> Arrays:
+    arrays: dict[str, NDArray[Any]] = {
         "integers": weight.integers,
         "scales": weight.scales,
         "zero_points": weight.zero_points,
     }
     if weight.input_scale is not None:
         arrays["input_scale"] = weight.input_scale
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return arrays
+
+
+def _from_text(text: str) -> Arrays:
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
+        return dict(arrays)
