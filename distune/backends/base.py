@@ -57,6 +57,20 @@ class ModelFacts:
     digest: str = ""
 
 
+@dataclass(frozen=True)
+class LabelledBatch:
+    """One batch with what a loss compares the outputs with.
+
+    Attributes:
+        index: Number of the batch in the data.
+        labels: An array, a tuple of arrays, or ``None`` where the data carry none.
+    """
+
+    index: int
+    feed: Feed
+    labels: Any
+
+
 class RunnableModel(ABC):
     """A model ready to run: the fp32 one, or the outcome of one tuning config."""
 
@@ -122,10 +136,12 @@ class Backend(ABC):
             imports no more than that needs. Empty where there is none.
         judged_is_deployed: What ``load`` gives has the numbers of what is deployed. Where it has not, the engine has
             what meets the criterion judged again in full on ``load_deployed``.
+        labelled_probes: Kinds of probes that are asked with the labels of the data, by ``probe_labelled``.
     """
 
     standalone: ClassVar[str] = ""
     judged_is_deployed: ClassVar[bool] = True
+    labelled_probes: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def __init__(self, job: TuningJob) -> None: ...
@@ -185,6 +201,39 @@ class Backend(ABC):
 
         raise TrialError(f"this backend has no probe {kind!r}")
 
+    def probe_labelled(
+        self,
+        kind: str,
+        config: TuningConfig,
+        ops: Sequence[str],
+        batches: Sequence[LabelledBatch],
+        args: Mapping[str, Any],
+    ) -> Mapping[str, float]:
+        """As ``probe``, for the kinds in ``labelled_probes``."""
+        from distune.errors import TrialError
+
+        raise TrialError(f"this backend has no probe {kind!r}")
+
+    def diagnose(
+        self, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], tensors: str
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """How far tensors of the quantized model are from fp32's.
+
+        Args:
+            ops: Op names.
+            tensors: ``activation`` (an op's output), ``weight`` or ``all``.
+
+        Returns:
+            ``{op: {"activation": ..., "weight": ...}}``, each as ``backends.diagnosis.TensorComparison.result`` gives
+            it; what cannot be compared is left out.
+
+        Raises:
+            TrialError: The backend cannot do this, or the config cannot be applied.
+        """
+        from distune.errors import TrialError
+
+        raise TrialError("this backend cannot compare tensors")
+
     def close(self) -> None:
         """Free what the backend holds."""
 
@@ -218,6 +267,7 @@ __all__ = [
     "ExportedModel",
     "Feed",
     "InputInfo",
+    "LabelledBatch",
     "ModelFacts",
     "Outputs",
     "RunnableModel",

@@ -18,6 +18,7 @@ from distune.backends.base import Backend, ExportedModel, Feed, InputInfo, Model
 from distune.backends.onnxruntime.calibration import calibrated_tensors, collect
 from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.cpu import needs_reduce_range
+from distune.backends.onnxruntime.diagnosis import diagnose
 from distune.backends.onnxruntime.dynamic import write_dynamic
 from distune.backends.onnxruntime.execution import Execution, executed_on_integers
 from distune.backends.onnxruntime.half import offer_fp16, write_fp16
@@ -256,6 +257,18 @@ class OnnxRuntimeBackend(Backend):
         if kind == "op_sensitivity":
             return op_sensitivity(self._capability, self._proto, config, model.proto, chosen, feeds, args)
         return super().probe(kind, config, ops, feeds, args)
+
+    def diagnose(
+        self, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], tensors: str
+    ) -> Mapping[str, Mapping[str, Any]]:
+        config = self._effective(config)
+        known = {op.name: op for op in self._capability.ops}
+        unknown = [name for name in ops if name not in known]
+        if unknown:
+            raise TrialError(f"no op is named {unknown[0]!r}")
+        last = {op.group: op.name for op in self._capability.ops}
+        chosen = {name: last[known[name].group] for name in ops}
+        return diagnose(self._graph(config).model, self._proto(config), chosen, feeds, tensors)
 
     def close(self) -> None:
         self._statistics.clear()
