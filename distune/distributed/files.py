@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from distune.backends.onnxruntime.external import external_locations
 from distune.config.imports import split_reference
 from distune.config.job import TuningJob
 
@@ -123,15 +123,16 @@ class FileStore:
     def publish(self) -> dict[str, str]:
         """Where each file can be read on this node, by the path that the job names.
 
-        Files that were in one folder are in one folder again, so that they find each other.
+        Files that were in one folder, or in folders below it, are so again: they find each other.
         """
         _remove_abandoned_folders()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
-        folders = {parent: f"{index}" for index, parent in enumerate(dict.fromkeys(map(_parent, self._descriptors)))}
+        folders = {parent: f"{index}" for index, parent in enumerate(_tops(self._descriptors))}
         published: dict[str, str] = {}
         for path, descriptor in self._descriptors.items():
-            link = self._folder / folders[_parent(path)] / os.path.basename(path)
-            link.parent.mkdir(exist_ok=True)
+            top = next(parent for parent in folders if Path(path).is_relative_to(parent))
+            link = self._folder / folders[top] / os.path.relpath(path, top)
+            link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
             published[path] = str(link)
         return published
@@ -146,8 +147,10 @@ class FileStore:
             self._folder = None
 
 
-def _parent(path: str) -> str:
-    return os.path.dirname(path)
+def _tops(paths: Iterable[str]) -> list[str]:
+    """The folders of ``paths`` that are in no other of them."""
+    parents = dict.fromkeys(os.path.dirname(path) for path in paths)
+    return [p for p in parents if not any(other != p and Path(p).is_relative_to(other) for other in parents)]
 
 
 def _anonymous_file(name: str) -> int:
@@ -167,11 +170,11 @@ def _remove_abandoned_folders() -> None:
 
 
 def _external_weights(path: str) -> Sequence[str]:
-    """Files beside an ONNX model that hold its weights; named inside it, found here by the exporters' habits."""
+    """Files beside an ONNX model that hold its weights, as it names them."""
     if not path.endswith(".onnx"):
         return ()
-    names = (f"{path}.data", f"{path}_data", f"{path[: -len('.onnx')]}.data", f"{path[: -len('.onnx')]}.bin")
-    return [name for name in names if os.path.isfile(name) and stat.S_ISREG(os.stat(name).st_mode)]
+    names = (os.path.join(os.path.dirname(path), name) for name in external_locations(Path(path)))
+    return [name for name in names if os.path.isfile(name)]
 
 
 def _strings(value: object, top: bool = True) -> Iterator[str]:

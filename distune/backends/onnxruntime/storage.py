@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 
+from distune.backends.onnxruntime.external import external_locations
 from distune.backends.onnxruntime.shared import complete, content, is_light, reference, with_initializers
 
 MESSAGE_LIMIT = 2**31 - 2**24
@@ -82,15 +83,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def external_files(path: Path) -> tuple[Path, ...]:
     """The files beside ``path`` that hold its weights; none where it holds them itself."""
-    model = onnx.load(path, load_external_data=False)
-    names = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return tuple(path.parent / name for name in sorted(names))
+    return tuple(path.parent / name for name in external_locations(path))
 
 
 def digest(files: tuple[Path, ...]) -> str:
