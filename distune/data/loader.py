@@ -48,6 +48,17 @@ class DataSource(ABC):
     def digest(self) -> str:
         """Identity of the content (SHA-256), for recognising the same data when a run is resumed."""
 
+    by_position: bool = False
+    """Whether ``at`` can read single samples."""
+
+    def at(self, index: int, positions: Sequence[int] | NDArray[np.intp]) -> Batch:
+        """A batch of the samples at these positions of the source's order, numbered ``index``.
+
+        Raises:
+            DataError: The source can only be read from its beginning (``by_position``).
+        """
+        raise DataError("these data can only be read from their beginning, not by position")
+
     def head(self, samples: int, shard: int = 0, shards: int = 1) -> Iterator[Batch]:
         """The batches of exactly the first ``samples`` samples (of all, where there are fewer).
 
@@ -151,15 +162,23 @@ class IndexedSource(DataSource):
     def _read(self, index: int, most: int) -> Batch:
         start = index * self.batch_size
         stop = min(start + most, self.samples)
+        return self._batch(index, slice(start, stop) if self._order is None else self._order[start:stop])
+
+    by_position = True
+
+    def at(self, index: int, positions: Sequence[int] | NDArray[np.intp]) -> Batch:
+        wanted = np.asarray(positions, np.intp)
+        return self._batch(index, wanted if self._order is None else self._order[wanted])
+
+    def _batch(self, index: int, rows: slice | NDArray[np.intp]) -> Batch:
         if self._arrays is not None:
-            rows = slice(start, stop) if self._order is None else self._order[start:stop]
             inputs: Inputs = self._pipeline.batch(take(self._arrays.inputs, rows))
             labels: Labels = take(self._arrays.labels, rows)
-        else:
-            positions = [int(row) for row in (range(start, stop) if self._order is None else self._order[start:stop])]
-            pairs = [self._pipeline.sample(position, self._dataset[position]) for position in positions]
-            inputs, labels = collate(pairs, positions)
-        return Batch(index, inputs, labels, stop - start)
+            return Batch(index, inputs, labels, rows.stop - rows.start if isinstance(rows, slice) else len(rows))
+        positions = [int(row) for row in (range(rows.start, rows.stop) if isinstance(rows, slice) else rows)]
+        pairs = [self._pipeline.sample(position, self._dataset[position]) for position in positions]
+        inputs, labels = collate(pairs, positions)
+        return Batch(index, inputs, labels, len(positions))
 
 
 class StreamSource(DataSource):

@@ -1,25 +1,32 @@
-"""The accuracy of a model on the complete evaluation set, or by the user's ``eval_func``."""
+"""The accuracy of a model: on the evaluation set, as far into it as is needed, or by the user's ``eval_func``."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from distune.backends.base import Feed, InputInfo, RunnableModel
-from distune.config.imports import import_object
-from distune.config.job import ComponentSpec, EvaluationSpec
-from distune.data.batch import Labels, arrays_of
+from distune.backends.base import InputInfo, RunnableModel
+from distune.config.job import EvaluationSpec
+from distune.data.batch import Labels
 from distune.data.loader import DataSource, open_dataloader
 from distune.data.transform import Postprocess
 from distune.data.user_code import guard, user_code
 from distune.errors import DataError, UsageError
+from distune.evaluation.batches import EvaluationBatches, Prepared
 from distune.evaluation.callable_model import CallableModel
-from distune.evaluation.feeds import to_feed
-from distune.metrics.base import Metric, as_number, create_metric
+from distune.evaluation.criterion import meets
+from distune.evaluation.order import SampleOrder
+from distune.evaluation.parts import build_metrics, metric_weights, resolve_eval_func
+from distune.evaluation.ranking import DecisiveScore
+from distune.evaluation.survey import Margins, Survey
+from distune.evaluation.verdict import Demand, VerdictBounds
+from distune.metrics.base import Metric, as_number
+from distune.metrics.per_sample import Outcomes, PerSampleForm, form_of
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,17 @@ class Score:
     """What one evaluation said.
 
     Attributes:
-        value: The accuracy: the only metric; the weighted mean where weights are given; else the first metric.
-        metrics: Every metric by name; empty for an ``eval_func``.
+        value: The accuracy: the only metric; the weighted mean where weights are given; else the first metric. NaN
+            where the evaluation ended early.
+        metrics: Every metric by name; empty for an ``eval_func``, and where the evaluation ended early.
         samples: Samples evaluated; 0 for an ``eval_func``, which does not tell.
         complete: The complete evaluation set was used.
         evaluate_s: Seconds in all.
         inference_s: Of that, seconds in the model's inference. For an ``eval_func`` only its calls of the model count,
             not what it runs on the native object.
+        low, high: What the accuracy can be; both are ``value`` after a complete evaluation.
+        verdict: Whether what was demanded is met; ``None`` where nothing was, or where it is not known.
+        graded: Score on the decisive samples, where the evaluation went over them (``ranking.DecisiveScore``).
     """
 
     value: float
@@ -42,23 +53,19 @@ class Score:
     complete: bool
     evaluate_s: float
     inference_s: float
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """One batch, ready for the model."""
-
-    feed: Feed
-    labels: Labels
-    size: int
+    low: float = math.nan
+    high: float = math.nan
+    verdict: bool | None = None
+    graded: float | None = None
 
 
 class Evaluator:
     """Scores models on one evaluation set.
 
     Batches are formed and transformed once: feeds and labels stay in memory between models where they fit, else they
-    are read again. The partition into batches is the same for every model (design: a model with dynamic quantization
-    gives other numbers in other batches).
+    are read again. Once an order was given (``use``) the samples are scored in it, cut into batches of the same sizes;
+    the partition into batches is the same for every model, except that those whose outputs depend on the batch
+    (dynamic quantization) keep the user's own batches and are always scored in full.
 
     Args:
         spec: How to score. Where ``eval_func`` is given it decides, and dataloader and metrics are not used.
@@ -87,18 +94,23 @@ class Evaluator:
         self._names = spec.names
         self._metrics: dict[str, Metric] = {}
         self._reference: list[Any] | None = None
-        self._prepared: list[_Prepared] | None = None
+        self._order: SampleOrder | None = None
+        self._forms: tuple[PerSampleForm, ...] = ()
         if spec.eval_func is not None:
-            self._eval_func, self._eval_name = _resolve(spec.eval_func)
+            self._eval_func, self._eval_name = resolve_eval_func(spec.eval_func)
             return
         if spec.dataloader is None or not spec.metrics:
             raise UsageError("accuracy needs an eval_func, or a dataloader and at least one metric")
         self._source: DataSource = open_dataloader(spec.dataloader, seed)
-        self._iteration = spec.iteration
+        limit = _quarter_of_memory() if memory_limit is None else memory_limit
+        self._batches = EvaluationBatches(self._source, self._inputs, spec.iteration, limit)
         self._postprocess = Postprocess(spec.postprocess)
-        self._memory_limit = _quarter_of_memory() if memory_limit is None else memory_limit
-        self._metrics = _build_metrics(spec)
-        self._weights = _weights(spec)
+        self._metrics = build_metrics(spec)
+        forms = [form_of(metric, name) for name, metric in self._metrics.items()]
+        if not self._names:  # metrics to be stored or optimized must be known of every trial
+            self._forms = tuple(form for form in forms if form is not None)
+        self._can_bound = bool(forms) and len(self._forms) == len(forms)
+        self._weights = metric_weights(spec)
         self._directions = {
             name: metric.higher_is_better if given.higher_is_better is None else given.higher_is_better
             for (name, metric), given in zip(self._metrics.items(), spec.metrics, strict=True)
@@ -127,13 +139,67 @@ class Evaluator:
     def set_reference(self, model: RunnableModel) -> None:
         """Run the fp32 model and keep its outputs as the labels of metrics with ``compare_label: false``."""
         if self.needs_reference:
-            self._reference = [self._postprocessed(model.predict(b.feed), b.labels)[0] for b in self._batches()]
+            self._reference = [self._postprocessed(model.predict(b.feed), b.labels)[0] for b in self._batches]
 
-    def score(self, model: RunnableModel, parameters: Mapping[str, Any] | None = None) -> Score:
-        """Evaluate a model on the complete evaluation set.
+    def use(self, order: SampleOrder) -> None:
+        """Score in this order from now on.
+
+        Raises:
+            DataError: The data have another number of samples than those that the order was made for.
+        """
+        if not self._batches.reorder():
+            raise DataError("rank 0 puts the evaluation samples into another order, and here they cannot be reordered")
+        if sum(self._batches.sizes) != len(order.parts):
+            raise DataError(
+                f"there are {sum(self._batches.sizes)} evaluation samples here and {len(order.parts)} on the rank that "
+                f"scored fp32"
+            )
+        self._order = order
+
+    def score_fp32(self, model: RunnableModel, parameters: Mapping[str, Any] | None = None) -> Score:
+        """Score the fp32 model on the user's own batches, and take the order of the samples from what it says.
+
+        Afterwards ``order`` is known, where there can be one: every metric has a per-sample form with bounds, the
+        samples can be put into other batches, and the model is seen to say the same of them there.
+        """
+        if not self._can_bound:
+            return self.score(model, parameters)
+        survey = Survey(self._forms, [self._directions[form.name] for form in self._forms])
+        start = time.perf_counter()
+        run = self._begin(model)
+        for batch in self._batches:
+            self._step(run, batch)
+            survey.take(self._outcomes(run), self._margins(run))
+        score = self._complete(run, Demand(), start)
+        if len(self._batches.sizes) > 1 and self._batches.reorder():
+            order = survey.order(self._batches.sizes)
+            middle = order.decisive[0]
+            check = self._begin(model)
+            self._step(check, next(self._batches.ordered(order.rows, [middle])))
+            end = sum(self._batches.sizes[: middle + 1])
+            rows = order.rows[end - self._batches.sizes[middle] : end]
+            if survey.agrees(rows, self._outcomes(check), self._margins(check)):
+                self._order = order
+        return score
+
+    @property
+    def order(self) -> SampleOrder | None:
+        """The order of the samples; ``None`` where they are scored as the data give them, and always in full."""
+        return self._order
+
+    def score(
+        self,
+        model: RunnableModel,
+        parameters: Mapping[str, Any] | None = None,
+        demand: Demand | None = None,
+        own_batches: bool = False,
+    ) -> Score:
+        """Evaluate a model, on the complete evaluation set unless ``demand`` is answered before its end.
 
         Args:
             parameters: Keyword arguments of ``eval_func``: the user's own parameters.
+            demand: What has to be found out. Without an order of the samples everything is.
+            own_batches: The model's outputs depend on what else is in a batch: keep the user's batches.
 
         Raises:
             DataError: Data, model and metrics do not fit each other.
@@ -144,26 +210,89 @@ class Evaluator:
             return self._score_by_function(self._eval_func, model, start, parameters or {})
         if self.needs_reference and self._reference is None:
             raise DataError("a metric has compare_label: false, but the fp32 model was not set as the reference")
+        run, demand = self._begin(model), demand or Demand()
+        order = None if own_batches else self._order
+        if order is None:
+            for batch in self._batches:
+                self._step(run, batch)
+            return self._complete(run, demand, start)
+        return self._score_in_order(run, order, demand, start)
+
+    def _score_in_order(self, run: _Pass, order: SampleOrder, demand: Demand, start: float) -> Score:
+        bounds = VerdictBounds(self._forms, order.totals, self._combined, demand)
+        decisive = range(*order.decisive)
+        graded = DecisiveScore(self._forms, order, self._combined, self._directions[self._forms[0].name])
+        first = decisive if demand.accuracy == "ranking" else range(0)
+        for batch in self._batches.ordered(order.rows, first):
+            self._step(run, batch)
+            bounds.take(self._outcomes(run))
+            graded.take(self._outcomes(run), self._margins(run))
+        ended = bool(first) and not _met(demand, graded.metrics, graded.accuracy)
+        if not ended:
+            then = [index for index in range(len(self._batches.sizes)) if index not in first]
+            for batch in self._batches.ordered(order.rows, then):
+                self._step(run, batch)
+                bounds.take(self._outcomes(run))
+                if batch.index in decisive:
+                    graded.take(self._outcomes(run), self._margins(run))
+                ended = run.samples < len(order.parts) and bounds.settled
+                if ended:
+                    break
+        value = graded.value if graded.samples and graded.samples == self._samples_of(decisive) else None
+        if not ended:
+            return replace(self._complete(run, demand, start), graded=value)
+        return Score(
+            value=math.nan,
+            metrics={},
+            samples=run.samples,
+            complete=False,
+            evaluate_s=time.perf_counter() - start,
+            inference_s=run.inference_s,
+            low=bounds.accuracy.low,
+            high=bounds.accuracy.high,
+            verdict=False if bounds.failed else None,
+            graded=value,
+        )
+
+    def _samples_of(self, batches: range) -> int:
+        return sum(self._batches.sizes[batches.start : batches.stop])
+
+    def _begin(self, model: RunnableModel) -> _Pass:
         for metric in self._metrics.values():
             metric.reset()
-        samples, inference_s = 0, 0.0
-        for index, batch in enumerate(self._batches()):
-            before = time.perf_counter()
-            raw = model.predict(batch.feed)
-            inference_s += time.perf_counter() - before
-            outputs, labels = self._postprocessed(raw, batch.labels)
-            for name, metric in self._metrics.items():
-                with guard(metric, f"metric {name!r}"):
-                    metric.update(outputs, labels if metric.compare_label else self._reference_of(index))
-            samples += batch.size
+        return _Pass(model)
+
+    def _step(self, run: _Pass, batch: Prepared) -> None:
+        """Run one batch and give it to the metrics."""
+        before = time.perf_counter()
+        raw = run.model.predict(batch.feed)
+        run.inference_s += time.perf_counter() - before
+        run.samples += batch.size
+        run.last = outputs, labels = self._postprocessed(raw, batch.labels)
+        for name, metric in self._metrics.items():
+            with guard(metric, f"metric {name!r}"):
+                metric.update(outputs, labels if metric.compare_label else self._reference_of(batch.index))
+
+    def _outcomes(self, run: _Pass) -> list[Outcomes]:
+        """Outcomes of the batch that was run last, by metric."""
+        return [form.read(*run.last) for form in self._forms]
+
+    def _margins(self, run: _Pass) -> list[Margins]:
+        """Margins of the batch that was run last, by metric."""
+        return [form.margins(*run.last) for form in self._forms]
+
+    def _complete(self, run: _Pass, demand: Demand, start: float) -> Score:
+        """The score after every batch was seen."""
         results: dict[str, float] = {}
         for name, metric in self._metrics.items():
             with guard(metric, f"metric {name!r}"):
                 results[name] = as_number(metric.result(), f"metric {name!r}: result()")
-        value = self._value(results)
+        value = self._combined(list(results.values()))
+        verdict = _met(demand, results, value) if demand.targets else None
         if self._names:
             value, results = self._named(value, results, "the evaluation")
-        return Score(value, results, samples, True, time.perf_counter() - start, inference_s)
+        seconds = time.perf_counter() - start
+        return Score(value, results, run.samples, True, seconds, run.inference_s, value, value, verdict)
 
     def _score_by_function(
         self, function: Callable[..., Any], model: RunnableModel, start: float, parameters: Mapping[str, Any]
@@ -179,7 +308,7 @@ class Evaluator:
             value = as_number(returned, self._eval_name)
             if self._names:
                 value, results = self._named(value, {}, self._eval_name)
-        return Score(value, results, 0, True, time.perf_counter() - start, callable_model.seconds)
+        return Score(value, results, 0, True, time.perf_counter() - start, callable_model.seconds, value, value)
 
     def _named(self, value: float | None, results: Mapping[str, float], what: str) -> tuple[float, dict[str, float]]:
         """The accuracy and the metrics, by the names that ``tuning.metrics`` gives them.
@@ -195,11 +324,9 @@ class Evaluator:
             raise UsageError(f"tuning.metrics asks for {', '.join(missing)}, and {what} gives {given}")
         return found[self._names[0]], found
 
-    def _value(self, results: Mapping[str, float]) -> float:
-        values = list(results.values())
-        if self._weights is None:
-            return values[0]
-        return float(np.average(values, weights=self._weights))
+    def _combined(self, values: Sequence[float]) -> float:
+        """The accuracy from the metrics' values."""
+        return values[0] if self._weights is None else float(np.average(values, weights=self._weights))
 
     def _postprocessed(self, raw: Sequence[Any], labels: Labels) -> tuple[Any, Any]:
         if len(raw) != len(self._outputs):
@@ -209,60 +336,26 @@ class Evaluator:
     def _reference_of(self, index: int) -> Any:
         return None if self._reference is None else self._reference[index]
 
-    def _batches(self) -> Iterator[_Prepared]:
-        if self._prepared is not None:
-            yield from self._prepared
-            return
-        kept: list[_Prepared] | None = []
-        used = 0
-        for batch in self._source:
-            if 0 <= self._iteration <= batch.index:
-                break
-            prepared = _Prepared(to_feed(batch.inputs, self._inputs), batch.labels, batch.size)
-            if kept is not None:
-                used += sum(array.nbytes for array in (*prepared.feed.values(), *arrays_of(prepared.labels)))
-                kept.append(prepared)
-                if used > self._memory_limit:
-                    kept = None
-            yield prepared
-        if kept is not None:
-            self._prepared = kept
+
+@dataclass
+class _Pass:
+    """One pass of a model over batches, in any order.
+
+    Attributes:
+        last: Outputs and labels of the last batch, after postprocessing.
+    """
+
+    model: RunnableModel
+    samples: int = 0
+    inference_s: float = 0.0
+    last: tuple[Any, Any] = (None, None)
 
 
-def _resolve(eval_func: str | Callable[..., Any]) -> tuple[Callable[..., Any], str]:
-    function = import_object(eval_func, "eval_func") if isinstance(eval_func, str) else eval_func
-    name = eval_func if isinstance(eval_func, str) else getattr(eval_func, "__qualname__", type(eval_func).__name__)
-    if not callable(function):
-        raise UsageError(f"eval_func {name!r} is a {type(function).__name__}, which cannot be called with a model")
-    return function, f"eval_func {name!r}"
-
-
-def _build_metrics(spec: EvaluationSpec) -> dict[str, Metric]:
-    """Metrics by name; of two with the same name the later ones get their arguments or a number behind it."""
-    built: dict[str, Metric] = {}
-    for given in spec.metrics:
-        metric = create_metric(given.metric)
-        if isinstance(given.metric, ComponentSpec):
-            name = given.metric.name.rpartition(":")[2]
-            detail = ", ".join(f"{key}={value}" for key, value in given.metric.args.items())
-        else:
-            live = given.metric
-            name, detail = live.__name__ if isinstance(live, type) else type(live).__name__, ""
-        if name in built and detail:
-            name = f"{name}({detail})"
-        number = sum(known == name or known.startswith(f"{name}#") for known in built)
-        built[f"{name}#{number + 1}" if number else name] = metric
-    return built
-
-
-def _weights(spec: EvaluationSpec) -> list[float] | None:
-    given = [metric.weight for metric in spec.metrics]
-    weights = [weight for weight in given if weight is not None]
-    if not weights:
-        return None
-    if len(weights) != len(given) or min(weights) < 0 or sum(weights) == 0:
-        raise DataError(f"weights of metrics must be given to all or none, 0 or more and not all 0: {given}")
-    return weights
+def _met(demand: Demand, metrics: Mapping[str, float], accuracy: float) -> bool:
+    return all(
+        meets(metrics[name] if name else accuracy, target.value, target.higher_is_better)
+        for name, target in demand.targets
+    )
 
 
 def _quarter_of_memory() -> int:

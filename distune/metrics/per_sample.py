@@ -1,0 +1,119 @@
+"""The per-sample form of a metric, as far as it has one: what early verdicts are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distune.errors import DataError
+from distune.metrics.base import Metric, PerSampleMetric, UserMetric
+
+_ROUNDING = 1e-9
+"""What a result that other code sums up may be off, relative to 1 or to itself, whichever is larger."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """One batch: outcome and weight of each sample, float64 [n]; an outcome of weight w is the sum over w units."""
+
+    values: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PerSampleForm:
+    """A metric as ``finish(sum of outcomes / sum of weights)``.
+
+    Attributes:
+        low, high: Bounds of an outcome per unit of weight; one of them may be infinite.
+        finish: Monotone.
+        rounding: Relative error that the metric's own arithmetic may have against exact sums.
+    """
+
+    name: str
+    low: float
+    high: float
+    finish: Callable[[float], float]
+    rounding: float
+    _read: Callable[[Any, Any], Outcomes]
+    _margins: Callable[[Any, Any], Any]
+
+    def read(self, outputs: Any, labels: Any) -> Outcomes:
+        """The outcomes of the batch that the metric was updated with last.
+
+        Raises:
+            DataError: They are not one number a sample, or not within the bounds that the metric says.
+        """
+        found = self._read(outputs, labels)
+        values, weights = found.values, found.weights
+        if values.ndim != 1 or values.shape != weights.shape:
+            raise DataError(
+                f"metric {self.name!r}: outcomes of shape {list(values.shape)} and weights of shape "
+                f"{list(weights.shape)}, where one number a sample is expected"
+            )
+        known, slack = ~np.isnan(values), _ROUNDING * np.maximum(1.0, np.abs(values))
+        below = values + slack < _times(weights, self.low)
+        above = values - slack > _times(weights, self.high)
+        if (known & (below | above)).any():
+            raise DataError(
+                f"metric {self.name!r}: outcomes reach from {values.min():g} to {values.max():g}, and the metric says "
+                f"that they lie between {self.low:g} and {self.high:g}"
+            )
+        return found
+
+    def margins(self, outputs: Any, labels: Any) -> NDArray[np.float64] | None:
+        """Distance of each sample from another outcome, below 0 where it is bad; ``None`` where that is not known."""
+        found = self._margins(outputs, labels)
+        return None if found is None else np.asarray(found, np.float64)
+
+
+def form_of(metric: Metric, name: str) -> PerSampleForm | None:
+    """The per-sample form of ``metric``; ``None`` where it has none, or no bounds.
+
+    Metrics that compare with the fp32 model's outputs (``compare_label: false``) have none.
+    """
+    if not metric.compare_label:
+        return None
+    form: PerSampleForm | None = None
+    if isinstance(metric, PerSampleMetric):
+        ours = type(metric).__module__.startswith("distune.")
+        form = PerSampleForm(
+            name,
+            metric.outcome_low,
+            metric.outcome_high,
+            metric.finish,
+            0.0 if ours else _ROUNDING,
+            lambda outputs, labels: Outcomes(*metric.latest),
+            metric.margins,
+        )
+    elif isinstance(metric, UserMetric) and metric.per_sample:
+        form = PerSampleForm(
+            name,
+            metric.bound("outcome_low"),
+            metric.bound("outcome_high"),
+            lambda mean: _or(metric.ask("finish", mean), mean),
+            _ROUNDING,
+            lambda outputs, labels: _of_user(metric, outputs, labels),
+            lambda outputs, labels: metric.ask("margins", outputs, labels),
+        )
+    return None if form is None or (math.isinf(form.low) and math.isinf(form.high)) else form
+
+
+def _of_user(metric: UserMetric, outputs: Any, labels: Any) -> Outcomes:
+    values = np.asarray(metric.ask("outcomes", outputs, labels), np.float64)
+    weights = metric.ask("weights", outputs, labels)
+    return Outcomes(values, np.ones(values.shape) if weights is None else np.asarray(weights, np.float64))
+
+
+def _or(value: Any, default: float) -> float:
+    return default if value is None else float(value)
+
+
+def _times(weights: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
+    """``weights * bound`` with nothing undefined where a weight is 0."""
+    return np.full(weights.shape, bound) if math.isinf(bound) else weights * bound
