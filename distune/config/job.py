@@ -284,6 +284,9 @@ class TuningJob:
         quant_level: ``auto``, 0 or 1.
         isolation: ``process`` runs trials in a child process of each rank, ``none`` in the rank itself.
         limits: Of a trial that runs in a child process.
+        early_verdict: A trial may end as soon as the samples left cannot change its verdict; needs a metric with a
+            per-sample form. Decisions are the same without.
+        ranking: Whether ops are ranked by trials on the complete evaluation set, or on its decisive samples.
         workspace: Absolute folder of the run's files.
         source: The configuration file, for messages; empty from Python.
     """
@@ -306,6 +309,8 @@ class TuningJob:
     seed: int = 1978
     isolation: Literal["process", "none"] = "process"
     limits: TrialLimits = TrialLimits()
+    early_verdict: bool = True
+    ranking: Literal["full", "decisive"] = "full"
     workspace: str = ""
     source: str = ""
 

@@ -17,6 +17,10 @@ key                              meaning
 ``tuning.limits``                ``deadline`` (seconds) and ``memory`` (MiB) of one trial: beyond them its process is
                                  ended and the trial has failed. By default 50 times what scoring fp32 took (300 s at
                                  least), and the rank's share of its node's memory (cgroup and Slurm limits count).
+``tuning.early_verdict``         ``false`` scores every trial on all samples; ``true`` (default) ends it as soon as the
+                                 samples left cannot change its verdict: the decisions are the same.
+``tuning.ranking``               ``full`` (default) ranks the ops on all samples, ``decisive`` on the at most 20% of
+                                 them that flip first; what is accepted is judged on all either way.
 ``tuning.latency``               ``batch_size``, ``cores_per_instance``, ``warmup`` and ``iteration`` in one place,
                                  instead of ``evaluation.performance``.
 ``evaluation.accuracy.eval_func``  ``module:name`` or ``file.py:name``: gets a callable model, returns a number.

@@ -243,6 +243,12 @@ class Tuning(Section):
     limits: Limits = Field(
         default_factory=lambda: Limits.model_construct(), description="What one trial may take of a rank."
     )
+    early_verdict: Flag = Field(
+        True, description="Whether a trial ends as soon as the samples left cannot change its verdict."
+    )
+    ranking: Literal["full", "decisive"] = Field(
+        "full", description="Which evaluation samples rank the ops: all, or those that flip first."
+    )
     latency: Latency | None = Field(None, description="How latency is measured.")
     parameters: tuple[ParameterSection, ...] = Field((), description="Parameters of one's own, tuned beside the ops.")
     metrics: tuple[MetricSection, ...] = Field((), description="Metrics to optimize, to keep or to write down.")

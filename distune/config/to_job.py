@@ -69,6 +69,8 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         evaluation=_evaluation(configuration.evaluation, tuning),
         seed=tuning.random_seed,
         isolation=tuning.isolation,
+        early_verdict=tuning.early_verdict,
+        ranking=tuning.ranking,
         limits=_limits(tuning.limits),
         workspace=workspace,
         source=source,
