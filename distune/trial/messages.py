@@ -59,6 +59,7 @@ class Judge:
     """
 
     config: TuningConfig
+        deployed: Score the model as it is deployed, where the backend judges another form of it.
     accuracy: Literal["verdict", "exact"] = "exact"
     target: float | None = None
     higher_is_better: bool = True
@@ -67,6 +68,7 @@ class Judge:
 @dataclass(frozen=True)
 class MeasureLatency:
     """Time the model of ``config`` against fp32, in a quiet window. Answer: ``Latency``."""
+    deployed: bool = False
 
     config: TuningConfig
 
@@ -171,6 +173,7 @@ class Inspection:
         digest: SHA-256 of the model and the data as this worker sees them, for the resume signature.
         data: Facts of the evaluation set, e.g. ``samples`` and ``batch_size``; empty where there is none.
         model: Facts of the model, e.g. input names and shapes.
+        judged_is_deployed: See ``backends.base.Backend``.
     """
 
     capability: Capability
@@ -181,6 +184,7 @@ class Inspection:
     digest: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    judged_is_deployed: bool = True
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,7 @@ class Accuracy:
         size_bytes: Bytes of the model as exported, ``None`` for a baseline.
         quantize_s, evaluate_s, inference_s: Seconds spent rewriting the graph and building the session, in evaluation
             as a whole, and of that in inference alone (0 for a user's eval_func, where it cannot be told apart).
+        compile_s: Seconds in which the model was compiled, no part of ``inference_s``.
         ops_executed_int8: Ops with weights that really run on integers, read from the optimised graph.
         warnings: For the user, e.g. what a recipe could not do.
     """
@@ -218,6 +223,7 @@ class Accuracy:
     directions: Mapping[str, bool] = field(default_factory=dict)
 
 
+    compile_s: float = 0.0
 @dataclass(frozen=True)
 class Statistics:
     """Answer to ``Calibrate``: one shard, as bytes that ``backends.statistics`` merges."""
@@ -239,6 +245,7 @@ class Latency:
         threads: Intra-op threads.
         noisy: The interval stayed wider than asked for when the block budget was spent.
         ratios: Every block's ratio, so that others can compute their own statistics.
+        compile_s: Seconds in which the two models were compiled for it; no part of any latency.
     """
 
     ratio: float
@@ -253,6 +260,7 @@ class Latency:
     noisy: bool = False
     seconds: float = 0.0
     ratios: tuple[float, ...] = ()
+    compile_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Runner:
         self._evaluation_: DataSource | None = None
         self._calibration_: DataSource | None = None
         self._pending: list[m.LoadStatistics] = []
-        self._loaded: tuple[tuple[str, int], RunnableModel] | None = None
+        self._loaded: tuple[tuple[str, int, bool], RunnableModel] | None = None
 
     # ---------------------------------------------------------------------------------------------- what a worker does
 
@@ -142,16 +142,19 @@ class Runner:
 
     def _judge(self, body: m.Judge) -> m.Accuracy:
         start = self._clock()
-        model = self._load(body.config, self._threads)
+        model = self._load(body.config, self._threads, body.deployed)
         quantize_s = self._clock() - start
+        compiled_s = model.compile_s
         verdict = None if body.target is None else (body.target, body.higher_is_better)
-        return self._score(
+        score = self._score(
             model,
             size_bytes=model.size_bytes,
             quantize_s=quantize_s,
             criterion=verdict,
             parameters=dict(body.config.parameters),
         )
+        compile_s = model.compile_s - compiled_s
+        return replace(score, inference_s=max(0.0, score.inference_s - compile_s), compile_s=compile_s)
 
     def _score(
         self,
@@ -187,7 +190,10 @@ class Runner:
         feed = self._sample_feed(spec.batch_size)
         candidate = self._load(config, threads)
         baseline = self._backend().load(None, threads)
-        timed = measure(candidate.timed(feed), baseline.timed(feed), warmup=spec.warmup, iteration=spec.iteration)
+        compiled_s = candidate.compile_s + baseline.compile_s
+        runs = candidate.timed(feed), baseline.timed(feed)
+        compiled_s = candidate.compile_s + baseline.compile_s - compiled_s
+        timed = measure(*runs, warmup=spec.warmup, iteration=spec.iteration)
         return m.Latency(
             ratio=timed.ratio,
             ci_low=timed.ci_low,
@@ -201,6 +207,7 @@ class Runner:
             noisy=timed.noisy,
             seconds=timed.seconds,
             ratios=timed.ratios,
+            compile_s=compiled_s,
         )
 
     def _footprint(self, config: TuningConfig) -> m.Footprint:
@@ -265,11 +272,13 @@ class Runner:
             self._calibration_ = open_dataloader(spec, self._job.seed)
         return self._calibration_
 
-    def _load(self, config: TuningConfig, threads: int) -> RunnableModel:
-        key = (config.hash, threads)
+    def _load(self, config: TuningConfig, threads: int, deployed: bool = False) -> RunnableModel:
+        key = (config.hash, threads, deployed)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # before the next one is made: two models at once may be one too many
-            self._loaded = (key, self._backend().load(config, threads))
+            backend = self._backend()
+            load = backend.load_deployed if deployed else backend.load
+            self._loaded = (key, load(config, threads))
         return self._loaded[1]
 
     def _sample_feed(self, batch_size: int) -> Feed:
