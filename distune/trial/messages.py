@@ -56,19 +56,19 @@ class Judge:
         accuracy: ``verdict`` needs only to know whether the criterion is met, ``exact`` the value.
         target: The accuracy that meets the criterion; ``None`` where nothing is judged against it.
         higher_is_better: Direction of ``target``.
+        deployed: Score the model as it is deployed, where the backend judges another form of it.
     """
 
     config: TuningConfig
-        deployed: Score the model as it is deployed, where the backend judges another form of it.
     accuracy: Literal["verdict", "exact"] = "exact"
     target: float | None = None
     higher_is_better: bool = True
+    deployed: bool = False
 
 
 @dataclass(frozen=True)
 class MeasureLatency:
     """Time the model of ``config`` against fp32, in a quiet window. Answer: ``Latency``."""
-    deployed: bool = False
 
     config: TuningConfig
 
@@ -221,9 +221,9 @@ class Accuracy:
     ops_executed_int8: int | None = None
     warnings: tuple[str, ...] = ()
     directions: Mapping[str, bool] = field(default_factory=dict)
-
-
     compile_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Answer to ``Calibrate``: one shard, as bytes that ``backends.statistics`` merges."""
