@@ -29,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher",
         choices=("np", "srun", "mpirun"),
-        default="np",
-        help="who starts the ranks: run --np (default; calls mpirun), srun --mpi=pmix, or mpirun itself",
+        help="who starts the ranks: run --np (default for one node), mpirun (default for several), srun --mpi=pmix",
     )
     parser.add_argument(
         "--warn", type=_count, default=180, metavar="S", help="seconds before the end at which it stops (default: 180)"
@@ -85,9 +84,12 @@ def _script(arguments: argparse.Namespace) -> BatchScript:
     twice = {stem for stem in stems if stems.count(stem) > 1}
     if twice:
         raise UsageError(f"{', '.join(sorted(twice))}: two configurations of that name would share a workspace")
-    launcher: Launcher = arguments.launcher
+    launcher: Launcher = arguments.launcher or ("np" if arguments.nodes == 1 else "mpirun")
+    if launcher == "np" and arguments.nodes > 1:
+        raise UsageError("--launcher np starts ranks on one node: use mpirun or srun for --nodes above 1")
     base = Path(arguments.workspace or "distune_workspace").absolute()
     workspaces = [base] if len(configs) == 1 else [base / stem for stem in stems]
+    mpirun, survives = _mpirun() if launcher == "mpirun" else ([], False)
     return BatchScript(
         configs=[_word(config.absolute()) for config in configs],
         workspaces=[_word(workspace) for workspace in workspaces],
@@ -97,19 +99,21 @@ def _script(arguments: argparse.Namespace) -> BatchScript:
         time=arguments.time,
         python=_word(sys.executable),
         launcher=launcher,
-        mpirun=_mpirun() if launcher == "mpirun" else (),
+        mpirun=mpirun,
+        survives=survives,
         warn_s=arguments.warn,
         more=arguments.option,
         run_options=["--quiet", *(word for text in arguments.set for word in ("--set", _word(text)))],
     )
 
 
-def _mpirun() -> list[str]:
-    """The start of the command."""
-    from distune.distributed.launcher import mpirun_command
+def _mpirun() -> tuple[list[str], bool]:
+    """The start of the command, and whether the job survives the loss of a node."""
+    from distune.distributed.launcher import find_mpirun, mpirun_command
 
-    *words, _ = mpirun_command(1, [])
-    return [*map(_word, words), '"$SLURM_NTASKS"']
+    found = find_mpirun()
+    *words, _ = mpirun_command(1, [], found)
+    return [*map(_word, words), '"$SLURM_NTASKS"'], found.ulfm
 
 
 def _word(text: object) -> str:

@@ -21,7 +21,7 @@ from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.frames import encode_frame
 from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.worker import Worker
-from distune.trial.messages import Broadcast, Failure, FailureKind, LoadStatistics, Request, Result
+from distune.trial.messages import Broadcast, Failure, FailureKind, LoadStatistics, Request, Result, UseOrder
 
 _READY_S = 900.0
 """Longest time in which a child may import and load what the job needs; deadlines of requests count from then on."""
@@ -34,8 +34,8 @@ _MEMORY_EVERY_S = 0.2
 class ChildWorker(Worker):
     """See the module's description.
 
-    A child that dies is replaced when there is work for it again; the new one gets the job and every
-    ``LoadStatistics`` broadcast anew.
+    A child that dies is replaced when there is work for it again; the new one gets the job anew, and every broadcast
+    that is to be kept.
 
     Args:
         job: The packed job (``worker.pack_job``).
@@ -66,7 +66,7 @@ class ChildWorker(Worker):
         self._memory_limit = memory_limit
         self._chaos = chaos
         self._queue: deque[Request | Broadcast] = deque()
-        self._statistics: dict[object, LoadStatistics] = {}
+        self._kept: dict[object, Broadcast] = {}
         self._current: Request | None = None
         self._clock = _Stopwatch()
         self._answered: list[Result] = []
@@ -170,7 +170,7 @@ class ChildWorker(Worker):
             self._chaos,
         )
         self._process.send(encode_frame(setup))
-        for broadcast in self._statistics.values():
+        for broadcast in self._kept.values():
             self._process.send(encode_frame(broadcast))
 
     def _advance(self) -> None:
@@ -189,7 +189,9 @@ class ChildWorker(Worker):
                 if self._process.ready:
                     self._clock.start()
             elif isinstance(message, LoadStatistics):
-                self._statistics[message.variant, message.sampling_size] = message
+                self._kept[message.variant, message.sampling_size] = message
+            elif isinstance(message, UseOrder):
+                self._kept[UseOrder] = message
         if self._process is not None:
             self._process.flush()
 

@@ -82,5 +82,9 @@ class TrialBook:
         return entered
 
     def update(self, trial: Trial) -> None:
-        """Put in what was measured of a trial after it was judged (latency, footprint)."""
+        """Put in what was measured of a trial after it was judged (latency, footprint, the accuracy in full)."""
+        before = self._trials[trial.id - 1]
         self._trials[trial.id - 1] = trial
+        if before.accuracy is None and trial.accuracy is not None:
+            best = self.best_of(lambda wanted: True)
+            self._best = None if best is None else best.id - 1

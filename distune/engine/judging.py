@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Literal
 
 from distune.config.job import TuningJob
 from distune.engine import events
 from distune.engine.book import TrialBook
 from distune.engine.calibration import Calibrator
-from distune.engine.confirmation import Confirmations
 from distune.engine.decisions import DecisionLog
 from distune.engine.dispatcher import Dispatcher, Outcome
 from distune.engine.outcome import StageRecord
 from distune.engine.quarantine import STRIKING
-from distune.engine.stage_run import Decision, StageRun
+from distune.engine.stage_run import Decision, StageRun, completed
 from distune.errors import TransportError
 from distune.evaluation.criterion import all_meet, meets
+from distune.evaluation.order import SampleOrder
 from distune.space.op_config import TuningConfig
 from distune.strategies.base import Answer, TuningFinished, Wanted
+from distune.strategies.fallback import ranking_values
 from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial, Verdict
 from distune.trial.messages import (
     Accuracy,
@@ -30,6 +33,7 @@ from distune.trial.messages import (
     Probe,
     ProbeAnswer,
     StageClosed,
+    UseOrder,
 )
 
 _PROBED_TOGETHER = 4
@@ -44,7 +48,7 @@ class Judging:
         fallback_order: The order of groups that the last fallback stage followed.
         op_impact: Accuracy gained by returning each group alone to floating point.
         out_of_budget: Trials or time ran out.
-        quantize_s, accuracy_s, inference_s, compile_s: Seconds of all trials, summed over the ranks.
+        quantize_s, accuracy_s, inference_s: Seconds of all trials, summed over the ranks.
     """
 
     def __init__(
@@ -55,7 +59,6 @@ class Judging:
         book: TrialBook,
         decisions: DecisionLog,
         listener: events.Listener,
-        judged_is_deployed: bool = True,
     ) -> None:
         self._job = job
         self._dispatcher = dispatcher
@@ -63,16 +66,21 @@ class Judging:
         self._book = book
         self._decisions = decisions
         self._listener = listener
-        self._confirmations = Confirmations(not judged_is_deployed, listener)
         self._stop_at_first = job.stops_at_first
         self._finished = False
         self._timed_out = False
         self._explained: set[str] = set()
+        self._order: SampleOrder | None = None
         self.stages: list[StageRecord] = []
         self.fallback_order: tuple[str, ...] = ()
         self.op_impact: dict[str, float] = {}
         self.out_of_budget = False
-        self.quantize_s = self.accuracy_s = self.inference_s = self.compile_s = 0.0
+        self.quantize_s = self.accuracy_s = self.inference_s = 0.0
+
+    def use(self, order: SampleOrder) -> None:
+        """Have every worker score the samples in this order: trials may end early from now on."""
+        self._order = order
+        self._dispatcher.broadcast(UseOrder(order.encode()))
 
     def judge(self, wanted: Wanted) -> Answer:
         """Have ``wanted`` done and give the answer: a ``Trial`` for a config, else a stage's or probe's result.
@@ -97,7 +105,7 @@ class Judging:
     def _stage(self, stage: Stage) -> StageResult:
         start = self._dispatcher.now()
         total = _total(stage)
-        run = StageRun(stage, self._book, self._stop_at_first)
+        run = StageRun(stage, self._book, self._stop_at_first, lambda trial: self._is_enough(stage, trial))
         base = self._book.best if stage.base is None else self._book.find(stage.base.hash)
         if stage.order:
             self.fallback_order = stage.order
@@ -119,35 +127,20 @@ class Judging:
         while True:
             waiting += run.want(self._ahead(run.stage))
             # What the journal answers comes first: it may end the stage, and then nothing new needs to begin.
-            known = [candidate for candidate in waiting if self._dispatcher.knows(self._request(candidate.config))]
+            known = [c for c in waiting if self._dispatcher.knows(self._request(c.config, run.stage))]
             submitted, waiting = (known, [c for c in waiting if c not in known]) if known else (waiting, [])
             for candidate in submitted:
-                tasks[self._submit(candidate.config)] = candidate
-            self._collect(run, tasks)
+                tasks[self._submit(candidate.config, run.stage)] = candidate
+            for task_id in list(tasks):
+                outcome = self._dispatcher.take(task_id)
+                if outcome is not None:
+                    run.take(self._trial(run.stage, tasks.pop(task_id), outcome))
             decided = self._take_decisions(run, total)
             if run.ended:
                 break
             if not decided and not known:
                 self._dispatcher.pump()
         self._dispatcher.drop(tasks)
-
-    def _collect(self, run: StageRun, tasks: dict[int, Candidate]) -> None:
-        """Take in what was answered. What meets is judged once more where another model than the judged is deployed."""
-        open_ids = list(tasks)
-        for task_id in open_ids:  # grows: the journal may know the second answer already
-            outcome = self._dispatcher.take(task_id)
-            if outcome is None:
-                continue
-            candidate = tasks.pop(task_id)
-            trial = self._trial(run.stage, candidate, outcome)
-            if self._confirmations.needs(task_id, trial):
-                second = self._confirmations.request(self._request(candidate.config))
-                again = self._dispatcher.submit(second)
-                self._confirmations.begin(again, trial)
-                tasks[again] = candidate
-                open_ids.append(again)
-            else:
-                run.take(self._confirmations.settle(task_id, trial))
 
     def _take_decisions(self, run: StageRun, total: int | None) -> bool:
         """Take the decisions that can be taken now; says whether there were any."""
@@ -170,14 +163,43 @@ class Judging:
         workers = len(self._dispatcher.workers)
         return 2 * workers if stage.exit == "none" or not self._stop_at_first else workers
 
-    def _submit(self, config: TuningConfig) -> int:
-        body = self._request(config)
+    def _submit(self, config: TuningConfig, stage: Stage) -> int:
+        body = self._request(config, stage)
         if not self._dispatcher.knows(body):
             self._calibrator.ensure(config)
         return self._dispatcher.submit(body)
 
-    def _request(self, config: TuningConfig) -> Judge:
-        return Judge(config, "exact", self._book.target, self._job.criterion.higher_is_better)
+    def _request(self, config: TuningConfig, stage: Stage) -> Judge:
+        wanted = self._looked_at(stage)
+        targets = tuple((name, item.value, item.higher_is_better) for name, item in self._book.targets.items())
+        floor = stage.floor if wanted == "verdict" else None
+        return Judge(config, wanted, self._book.target, self._job.criterion.higher_is_better, floor, targets)
+
+    def _looked_at(self, stage: Stage) -> Literal["verdict", "ranking", "exact"]:
+        """How closely the candidates of a stage are looked at."""
+        if self._order is None:
+            return "exact"
+        if stage.accuracy == "verdict" and self._job.early_verdict:
+            return "verdict"
+        ranks = stage.accuracy == "ranking" and self._job.ranking == "decisive" and self._order.ranks
+        return "ranking" if ranks else "exact"
+
+    def _is_enough(self, stage: Stage, trial: Trial) -> bool:
+        """Whether a stage needs to know no more of a trial of before."""
+        if trial.complete:
+            return True
+        match self._looked_at(stage):
+            case "verdict":
+                return trial.verdict == "not_met" and (stage.floor is None or not self._may_reach(trial, stage.floor))
+            case "ranking":
+                return trial.score is not None
+        return False
+
+    def _may_reach(self, trial: Trial, accuracy: float) -> bool:
+        """Whether a trial that ended early may be at least as good as ``accuracy``."""
+        higher = self._job.criterion.higher_is_better
+        limit = trial.accuracy_high if higher else trial.accuracy_low
+        return limit is None or meets(limit, accuracy, higher)
 
     def _trial(self, stage: Stage, candidate: Candidate, outcome: Outcome) -> Trial:
         trial = Trial(
@@ -201,13 +223,13 @@ class Judging:
         self.quantize_s += body.quantize_s
         self.accuracy_s += body.evaluate_s
         self.inference_s += body.inference_s
-        self.compile_s += body.compile_s
         return replace(
             trial,
             verdict=self._verdict(body),
-            accuracy=body.value,
-            accuracy_low=body.low,
-            accuracy_high=body.high,
+            accuracy=body.value if body.complete else None,
+            accuracy_low=_finite(body.low),
+            accuracy_high=_finite(body.high),
+            score=body.score,
             metrics=body.metrics,
             samples=body.samples,
             complete=body.complete,
@@ -227,6 +249,8 @@ class Judging:
             self._listener.on(events.Warned(text, outcome.rank, outcome.host))
 
     def _verdict(self, body: Accuracy) -> Verdict:
+        if not body.complete:
+            return "not_met" if body.verdict is False else "not_judged"
         if self._book.targets:
             met = all_meet(body.metrics, self._book.targets)
         else:
@@ -277,14 +301,12 @@ class Judging:
 
     def _rank(self, result: StageResult, base: Trial | None) -> tuple[str, ...]:
         """Labels by impact, and the impact of each."""
-        if base is None or base.accuracy is None:
+        measured = ranking_values((*result.trials, *((base,) if base is not None else ())))
+        before = None if base is None else measured.get(base.id)
+        if before is None:
             return ()
         sign = 1.0 if self._job.criterion.higher_is_better else -1.0
-        gains = {
-            trial.label: sign * (trial.accuracy - base.accuracy)
-            for trial in result.trials
-            if trial.accuracy is not None
-        }
+        gains = {trial.label: sign * (measured[trial.id] - before) for trial in result.trials if trial.id in measured}
         self.op_impact.update(gains)
         return tuple(sorted(gains, key=lambda label: -gains[label]))
 
@@ -319,6 +341,34 @@ class Judging:
         """Measure what the objectives need of every trial that meets, so that they can be compared."""
         for trial in self._measured_together(list(self._book.met)):
             self._book.update(trial)
+
+    def settle_best(self) -> None:
+        """Find out which trial came nearest to the criterion, where some ended before that was known.
+
+        The one that held out longest is scored in full, then every one that may still be better than the best.
+        """
+        if self._book.met or self._timed_out:
+            return
+        pending = self._may_be_best()
+        if pending:
+            self._score_on([max(pending, key=lambda trial: (trial.samples, -trial.id))])
+            self._score_on(self._may_be_best())
+
+    def _may_be_best(self) -> list[Trial]:
+        best = self._book.best
+        floor = None if best is None else best.accuracy
+        pending = [trial for trial in self._book.trials if not trial.complete and not trial.config.is_fp32]
+        return [trial for trial in pending if floor is None or self._may_reach(trial, floor)]
+
+    def _score_on(self, trials: list[Trial]) -> None:
+        """Score trials that ended early again, until they are known to be worse than the best, or exactly."""
+        best = self._book.best
+        floor = None if best is None or len(trials) == 1 else best.accuracy
+        stage = Stage("settle", (), accuracy="exact" if floor is None else "verdict", floor=floor)
+        tasks = [self._submit(trial.config, stage) for trial in trials]
+        for trial, outcome in zip(trials, self._dispatcher.wait(tasks), strict=True):
+            again = self._trial(stage, Candidate(trial.config, trial.label), outcome)
+            self._book.update(completed(trial, again))
 
     def free_the_workers(self) -> None:
         """The trials are over: what still runs for a stage that has ended is given up."""
@@ -355,7 +405,6 @@ class Judging:
         if not isinstance(outcome.body, Latency):
             self._not_measured("latency", trial, outcome)
             return trial
-        self.compile_s += outcome.body.compile_s
         self._listener.on(events.LatencyMeasured(trial, outcome.body))
         return replace(trial, latency=outcome.body)
 
@@ -446,6 +495,10 @@ class Judging:
                 stopped = upcoming.get("stopped")
                 self._timed_out = stopped is not None and timeout <= stopped
         return self._timed_out
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 def _merged(answers: list[ProbeAnswer]) -> dict[str, float]:

@@ -7,7 +7,7 @@ one worker and for a hundred.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from distune.engine.book import TrialBook
@@ -38,11 +38,16 @@ class StageRun:
         book: The run's trials; decisions are entered here.
         stop_at_first: A candidate that meets ends the run (``timeout: 0``). Otherwise only stages that look for the
             shortest prefix end with the first that meets.
+        enough: Whether what is known of a trial that was judged before is enough for this stage. Where it is not, its
+            config is judged once more; that costs no budget.
     """
 
-    def __init__(self, stage: Stage, book: TrialBook, stop_at_first: bool) -> None:
+    def __init__(
+        self, stage: Stage, book: TrialBook, stop_at_first: bool, enough: Callable[[Trial], bool] = lambda trial: True
+    ) -> None:
         self.stage = stage
         self._book = book
+        self._enough = enough
         self._ends_at_first = stage.exit == "first" and (stop_at_first or stage.use == "prefix")
         self._source: Iterator[Candidate] | None = (
             candidate if isinstance(candidate, Candidate) else Candidate(candidate) for candidate in stage.candidates
@@ -79,14 +84,19 @@ class StageRun:
         new: set[str] = set()
         index = self.position
         allowed = self._book.remaining - self.stage.reserve
-        while not self._over and len(new) < min(ahead, allowed):
+        while not self._over and len(new) < ahead:
             candidate = self._candidate(index)
             if candidate is None:
                 break
             index += 1
             config_hash = candidate.config.hash
-            if config_hash in new or self._book.find(config_hash) is not None:
+            known = self._book.find(config_hash)
+            if config_hash in new or (known is not None and self._enough(known)):
                 continue
+            if known is None:
+                if allowed <= 0:
+                    break
+                allowed -= 1
             new.add(config_hash)
             if config_hash not in self._asked:
                 self._asked.add(config_hash)
@@ -119,6 +129,11 @@ class StageRun:
         config_hash = candidate.config.hash
         known = self._book.find(config_hash)
         if known is not None:
+            if config_hash in self._outcomes:
+                known = completed(known, self._outcomes.pop(config_hash))
+                self._book.update(known)
+            elif not self._enough(known):
+                return None
             trial, again = _labelled(known, candidate), True
         elif self._book.remaining <= self.stage.reserve:
             self._over = self._out_of_budget = True
@@ -156,6 +171,23 @@ class StageRun:
             else:
                 self._candidates.append(following)
         return self._candidates[index] if index < len(self._candidates) else None
+
+
+def completed(known: Trial, again: Trial) -> Trial:
+    """A trial that was judged once more, to know more of it; where that failed, what was found before holds."""
+    if again.verdict == "failed":
+        return replace(known, complete=True, reason=again.reason)
+    return replace(
+        known,
+        verdict=again.verdict,
+        accuracy=again.accuracy,
+        accuracy_low=again.accuracy_low,
+        accuracy_high=again.accuracy_high,
+        score=again.score if known.score is None else known.score,
+        metrics=again.metrics,
+        samples=again.samples,
+        complete=again.complete,
+    )
 
 
 def _labelled(trial: Trial, candidate: Candidate) -> Trial:

@@ -28,6 +28,7 @@ from distune.engine.outcome import OutcomeName, RunOutcome, Timing
 from distune.engine.quarantine import Quarantined
 from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
 from distune.evaluation.criterion import check_directions, metric_targets, target_accuracy, threshold_targets
+from distune.evaluation.order import SampleOrder
 from distune.journal.journal import Journal
 from distune.journal.signature import differences, signature
 from distune.journal.workspace import Workspace
@@ -181,7 +182,6 @@ class Tuner:
             self._book,
             DecisionLog(self._journal),
             self._listener,
-            self._inspection.judged_is_deployed,
         )
         self._tell(events.SpaceBuilt(self._space, self._dispatcher.results))
 
@@ -242,6 +242,9 @@ class Tuner:
             self._dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * (outcome.end_s - outcome.start_s))
         self._book.baseline = body.value
         self._book.target = target_accuracy(self._job.criterion, body.value)
+        if body.order:
+            assert self._judging is not None  # set by _open_journal
+            self._judging.use(SampleOrder.decode(body.order))
         check_directions(self._job.evaluation, self._job.criterion, body.directions)
         if self._job.evaluation.each_must_meet and not self._job.evaluation.names:
             self._book.targets = metric_targets(self._job.criterion, body.metrics, body.directions)
@@ -263,6 +266,7 @@ class Tuner:
     def _conclude(self, judging: Judging) -> RunOutcome:
         """Choose among the trials, measure what was chosen, export it."""
         judging.free_the_workers()
+        judging.settle_best()
         if self._job.stops_at_first and len(self._book.met) > 1:
             judging.measure_met()  # a stage that did not end the run met, and so did a later one
         while (choice := self._choose()) is not None:
@@ -379,7 +383,6 @@ class Tuner:
             quantize_s=0.0 if judging is None else judging.quantize_s,
             accuracy_s=0.0 if judging is None else judging.accuracy_s,
             inference_s=0.0 if judging is None else judging.inference_s,
-            compile_s=0.0 if judging is None else judging.compile_s,
             latency_s=busy.seconds.get("MeasureLatency", 0.0),
             idle_s=max(0.0, total * len(self._started_workers) - busy.total),
         )

@@ -74,7 +74,8 @@ def request_key(body: RequestBody) -> str:
         case Calibrate():
             return f"calibrate:{_digest(body.variant)}:{body.sampling_size}:{body.shard}/{body.shards}"
         case Judge():
-            return f"judge:{body.config.hash}:{body.accuracy}{':deployed' if body.deployed else ''}"
+            floor = "" if body.floor is None else f":{body.floor!r}"
+            return f"judge:{body.config.hash}:{body.accuracy}{floor}{':deployed' if body.deployed else ''}"
         case MeasureLatency():
             return f"latency:{body.config.hash}"
         case MeasureFootprint():

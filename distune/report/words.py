@@ -14,11 +14,9 @@ from distune.strategies.stage import Trial
 
 def accuracy(value: float | None, low: float | None = None, high: float | None = None) -> str:
     """An accuracy, or the bounds that an early verdict left it in; ``-`` where it is not known."""
-    if value is None or math.isnan(value):
-        return "-"
     if low is not None and high is not None and low < high:
         return f"{low:.4f}..{high:.4f}"
-    return f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def size(value: int | None) -> str:

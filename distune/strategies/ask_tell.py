@@ -48,6 +48,7 @@ class AskTellTuneStrategy(TuneStrategy):
 
     Attributes:
         batch_size: Configs asked for at once, unless the user says otherwise.
+        learns: The sampler looks at what came of earlier configs, so that their accuracy must be known.
         from_default: The first config asked for is the default one.
         patience: How often the sampler is asked for one config when it repeats itself; then a point that was not
             tried is taken in its place.
@@ -55,6 +56,7 @@ class AskTellTuneStrategy(TuneStrategy):
     """
 
     batch_size: ClassVar[int] = 4
+    learns: ClassVar[bool] = True
     from_default: ClassVar[bool] = True
     patience: ClassVar[int] = 5
     needs: ClassVar[Mapping[str, str]] = {"optuna": "samplers"}
@@ -92,7 +94,8 @@ class AskTellTuneStrategy(TuneStrategy):
                 self.context.tell("space exhausted: every tuning config was judged")
                 return
             candidates = [proposal.candidate for proposal in batch]
-            result: StageResult = yield Stage(f"{name} {number}", candidates, use="best")
+            accuracy: Literal["verdict", "exact"] = "exact" if self.learns else "verdict"
+            result: StageResult = yield Stage(f"{name} {number}", candidates, use="best", accuracy=accuracy)
             if result.finished:
                 return
             study.tell(batch, result)

@@ -8,7 +8,9 @@ best so far, where it is better by more than chance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -34,6 +36,9 @@ from distune.strategies.weight_only import is_weight_only, layer_wise, preset_st
 
 NOTICEABLE = 0.25
 """Share of the accuracy missing to the target that a config must close to become the base of later stages."""
+
+_NEARLY = 1 - 1e-9
+"""Keeps what is just noticeable on the exact side of a floor, however its value was rounded."""
 
 SLOWER = 1.1
 """Latency of a new base, against that of the base before it, at most; beyond it where the intervals say so for sure."""
@@ -89,13 +94,22 @@ class BasicTuneStrategy(TuneStrategy):
 
     def _ask(self, stage: Stage) -> Generator[Any, Any, StageResult]:
         """Have a stage judged and take from it a better base for the later ones, if there is one."""
-        result: StageResult = yield stage
+        result: StageResult = yield self._as_far_as_needed(stage)
         if self._lead is None:
             self._lead = result.best
         rivals = sorted(filter(self._leads, result.trials), key=self._loss)[:_RIVALS]
         if rivals and self._lead is not None and not result.finished:
             self._lead = yield from self._fast_enough(self._lead, rivals)
         return result
+
+    def _as_far_as_needed(self, stage: Stage) -> Stage:
+        """``stage``; where only a better base is looked for, what comes nowhere near one need not be scored in full."""
+        lead = self._lead
+        if stage.use != "base" or lead is None or lead.accuracy is None or math.isnan(lead.accuracy):
+            return stage
+        step = NOTICEABLE * abs(self.record.target - lead.accuracy) * _NEARLY
+        floor = lead.accuracy + (step if self.context.criterion.higher_is_better else -step)
+        return replace(stage, accuracy="verdict", floor=floor)
 
     def _leads(self, trial: Trial) -> bool:
         """Whether ``trial`` is so much more accurate than the base that this is no chance.
@@ -195,7 +209,13 @@ class BasicTuneStrategy(TuneStrategy):
         groups = self.space.quantized_groups(base, precision)
         order = yield from self.order(base, groups, precision)
         if order:
-            yield from accumulate(self.space, base, order, precision, self.record.remaining)
+            start = 1 if self._is_open(base, order[0], precision) else 2
+            yield from accumulate(self.space, base, order, precision, self.record.remaining, start)
+
+    def _is_open(self, base: TuningConfig, group: str, precision: Mode) -> bool:
+        """Whether ``group`` alone was ranked but not judged."""
+        config_hash = self.space.fallback(base, [group], precision).hash
+        return any(t.config.hash == config_hash and t.verdict == "not_judged" for t in self.record.trials)
 
     def order(
         self, base: TuningConfig, groups: tuple[str, ...], precision: Mode

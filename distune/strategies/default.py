@@ -15,11 +15,12 @@ def default_config(space: TuningSpace, sampling_size: int) -> TuningConfig:
 
 
 def default_stage(space: TuningSpace) -> Stage:
-    """The default configuration at every calibration sampling size."""
+    """The default configuration at every calibration sampling size; of several the best must be known."""
     return Stage(
         "default",
         [
             Candidate(default_config(space, size), "default" if index == 0 else f"default, {size} samples")
             for index, size in enumerate(space.sampling_sizes)
         ],
+        accuracy="exact" if len(space.sampling_sizes) > 1 else "verdict",
     )

@@ -41,6 +41,6 @@ class ExhaustiveTuneStrategy(TuneStrategy):
             if not batch:
                 self.context.tell("space exhausted: every tuning config was judged")
                 return
-            result: StageResult = yield Stage(f"exhaustive {number}", batch, use="best")
+            result: StageResult = yield Stage(f"exhaustive {number}", batch, use="best", accuracy="verdict")
             if result.finished:
                 return

@@ -13,7 +13,7 @@ from distune.evaluation.criterion import better
 from distune.space.op_config import Mode, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import TuneGenerator
-from distune.strategies.stage import Candidate, ProbeStage, Stage, StageResult
+from distune.strategies.stage import Candidate, ProbeStage, Stage, StageResult, Trial
 
 
 def instance_stage(
@@ -30,7 +30,7 @@ def instance_stage(
         candidates=[Candidate(space.fallback(base, [group], precision), group) for group in groups],
         exit="first",
         use="rank",
-        accuracy="exact",
+        accuracy="ranking",
         latency="meeting",
         reserve=reserve,
         base=base,
@@ -70,19 +70,22 @@ def accumulated_block_stage(
         chosen = [group for group in quantized if group in groups]
         if length > 1 and len(chosen) < len(quantized):  # one block was tried; all that is quantized would be fp32
             candidates.append(Candidate(space.fallback(base, chosen, precision), f"{length} of {len(order)} blocks"))
-    return Stage(f"accumulated block fallback to {precision}", candidates, exit="first", use="prefix", order=order)
+    name = f"accumulated block fallback to {precision}"
+    return Stage(name, candidates, exit="first", use="prefix", accuracy="verdict", order=order)
 
 
 def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: bool) -> tuple[str, ...]:
     """Groups by what their fallback gained, the most helpful first.
 
     A group whose trial failed or was not judged comes last. Groups of equal accuracy keep the order of ``groups``.
+    Where some were measured on the decisive samples alone, all are compared on those.
 
     Args:
         result: Answer to ``instance_stage``.
         groups: Every group, in graph order.
     """
-    accuracy = {trial.label: trial.accuracy for trial in result.trials if trial.accuracy is not None}
+    measured = ranking_values(result.trials)
+    accuracy = {trial.label: measured[trial.id] for trial in result.trials if trial.id in measured}
     sign = -1.0 if higher_is_better else 1.0
 
     def key(group: str) -> tuple[bool, float]:
@@ -92,6 +95,14 @@ def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: b
         )
 
     return tuple(sorted(groups, key=key))
+
+
+def ranking_values(trials: Sequence[Trial]) -> dict[int, float]:
+    """What trials are ranked by, by their ids: the accuracy where it is known of all, else the decisive score."""
+    judged = [trial for trial in trials if trial.accuracy is not None or not trial.complete]
+    by_accuracy = all(trial.accuracy is not None for trial in judged)
+    found = {trial.id: trial.accuracy if by_accuracy else trial.score for trial in judged}
+    return {number: value for number, value in found.items() if value is not None}
 
 
 def sensitivity_probe(
@@ -152,7 +163,15 @@ def accumulate(
             Candidate(space.fallback(base, order[:length], precision), f"{length} of {total} groups")
             for length in lengths
         )
-        return Stage(name, candidates, use="prefix", total=len(lengths), order=tuple(order), ends_run=ends_run)
+        return Stage(
+            name,
+            candidates,
+            use="prefix",
+            accuracy="verdict",
+            total=len(lengths),
+            order=tuple(order),
+            ends_run=ends_run,
+        )
 
     if last - start + 1 <= limit:
         if last >= start:

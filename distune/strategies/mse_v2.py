@@ -56,8 +56,10 @@ class MSE_V2TuneStrategy(TuneStrategy):
             left.remove(group)
             fallen.append(group)
             candidate = Candidate(self.space.fallback(base, fallen, precision), group)
-            stage = Stage(f"fallback {len(fallen)} to {precision}", [candidate], ends_run=False, order=tuple(fallen))
-            result: StageResult = yield stage
+            name = f"fallback {len(fallen)} to {precision}"
+            result: StageResult = yield Stage(
+                name, [candidate], accuracy="verdict", ends_run=False, order=tuple(fallen)
+            )
             if result.met is not None:
                 return fallen
         return []
@@ -70,7 +72,10 @@ class MSE_V2TuneStrategy(TuneStrategy):
             group = yield from self._least_error(config, fallen, "revert", base)
             fallen.remove(group)
             candidate = Candidate(self.space.fallback(base, fallen, precision), group)
-            result: StageResult = yield Stage(f"revert of {group}", [candidate], ends_run=False, order=tuple(fallen))
+            name = f"revert of {group}"
+            result: StageResult = yield Stage(
+                name, [candidate], accuracy="verdict", ends_run=False, order=tuple(fallen)
+            )
             if result.met is None:
                 return
 

@@ -14,6 +14,7 @@ class RandomTuneStrategy(AskTellTuneStrategy):
     """Judges tuning configs chosen at random."""
 
     batch_size: ClassVar = 8
+    learns: ClassVar = False
     from_default: ClassVar = False
 
     def sampler(self, optuna: Any, constraints: Mapping[str, Any]) -> Any:

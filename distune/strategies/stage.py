@@ -24,8 +24,10 @@ class Trial:
         id: Position among the judged trials of the run, from 1; the same for any number of ranks.
         stage: Name of the stage that judged it first.
         label: What the candidate stands for, e.g. the op that it returns to fp32; empty when nothing was said.
-        accuracy: ``None`` where the trial failed.
+        verdict: ``not_judged`` where it was ranked only, on the decisive samples, and did not promise to meet.
+        accuracy: ``None`` where the trial failed, or ended before its accuracy was known (``complete`` is false).
         accuracy_low, accuracy_high: Bounds after an early verdict.
+        score: On the decisive samples, where they were seen: comparable between trials, in the accuracy's unit.
         latency: ``None`` where it was not measured.
         footprint_ratio: ``footprint_bytes`` divided by fp32's, measured on the same host.
         reason: Why it failed.
@@ -39,6 +41,7 @@ class Trial:
     accuracy: float | None = None
     accuracy_low: float | None = None
     accuracy_high: float | None = None
+    score: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
     complete: bool = True
@@ -79,7 +82,10 @@ class Stage:
         exit: ``first`` ends the stage with the first candidate, in candidate order, that meets; ``none`` judges all.
         use: What the answers decide: the next base config (``base``), an order of ops (``rank``), the best objective
             (``best``), or the shortest growing prefix that meets (``prefix``).
-        accuracy: Whether a verdict is enough or the exact value is needed.
+        accuracy: What is needed of candidates that do not meet: the ``verdict`` alone, the ``exact`` accuracy, or what
+            is enough for ``ranking`` them (the exact accuracy too, unless the job ranks on the decisive samples).
+            Candidates that meet are always judged in full.
+        floor: With ``verdict``: accuracies that are not worse than this are needed exactly as well.
         latency: Whose latency is measured before the stage is answered.
         reserve: Trials of the budget that this stage must leave to later ones.
         total: Number of candidates where it is known although ``candidates`` is lazy.
@@ -94,13 +100,14 @@ class Stage:
     candidates: Iterable[TuningConfig | Candidate]
     exit: Literal["first", "none"] = "first"
     use: Literal["base", "rank", "best", "prefix"] = "base"
-    accuracy: Literal["verdict", "exact"] = "exact"
+    accuracy: Literal["verdict", "ranking", "exact"] = "exact"
     latency: Literal["none", "meeting", "all"] = "meeting"
     reserve: int = 0
     total: int | None = None
     order: tuple[str, ...] = ()
     base: TuningConfig | None = None
     ends_run: bool = True
+    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class StageResult:
     Attributes:
         trials: The judged candidates, in candidate order. Shorter than the stage where it ended early.
         met: The first trial that met, ``None`` when none did.
-        best: By accuracy among those judged (the earlier one among equals); ``None`` when all failed.
+        best: By accuracy among those whose accuracy is known (the earlier one among equals); ``None`` when none is.
         finished: The run is over (first success, budget, timeout, interruption): nothing more will be judged.
     """
 

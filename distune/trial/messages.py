@@ -53,17 +53,20 @@ class Judge:
 
     Attributes:
         config: The effective tuning config.
-        accuracy: ``verdict`` needs only to know whether the criterion is met, ``exact`` the value.
+        accuracy: ``verdict`` needs only to know whether the criterion is met, ``ranking`` a score to compare it by,
+            ``exact`` the value. What meets, or may meet, is always scored in full.
         target: The accuracy that meets the criterion; ``None`` where nothing is judged against it.
         higher_is_better: Direction of ``target``.
-        deployed: Score the model as it is deployed, where the backend judges another form of it.
+        floor: With ``verdict``: accuracies that are not worse than this are needed exactly although they fail.
+        targets: Where each metric must meet on its own instead: name, target and direction of each.
     """
 
     config: TuningConfig
-    accuracy: Literal["verdict", "exact"] = "exact"
+    accuracy: Literal["verdict", "ranking", "exact"] = "exact"
     target: float | None = None
     higher_is_better: bool = True
-    deployed: bool = False
+    floor: float | None = None
+    targets: tuple[tuple[str, float, bool], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,14 @@ class StageClosed:
     order: tuple[str, ...] = ()
 
 
-Broadcast = LoadStatistics | StageClosed
+@dataclass(frozen=True)
+class UseOrder:
+    """The order in which the evaluation samples are scored from now on (``evaluation.order``), to be kept as well."""
+
+    order: str
+
+
+Broadcast = LoadStatistics | UseOrder | StageClosed
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,6 @@ class Inspection:
         digest: SHA-256 of the model and the data as this worker sees them, for the resume signature.
         data: Facts of the evaluation set, e.g. ``samples`` and ``batch_size``; empty where there is none.
         model: Facts of the model, e.g. input names and shapes.
-        judged_is_deployed: See ``backends.base.Backend``.
     """
 
     capability: Capability
@@ -184,7 +193,6 @@ class Inspection:
     digest: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
-    judged_is_deployed: bool = True
 
 
 @dataclass(frozen=True)
@@ -192,17 +200,20 @@ class Accuracy:
     """Answer to ``Baseline`` and ``Judge``.
 
     Attributes:
-        value: The accuracy that the criterion looks at; exact unless ``low`` < ``high``.
+        value: The accuracy that the criterion looks at; NaN where the evaluation ended early.
         low, high: Bounds of the exact value after an early verdict; equal to ``value`` after a full evaluation.
-        metrics: Every metric by name.
+        metrics: Every metric by name; empty where the evaluation ended early.
         directions: Whether higher is better, by metric; said with the baseline only.
         samples: Samples evaluated.
         complete: The complete evaluation set was used.
-        verdict: Whether the criterion is met, ``None`` where it was not asked.
+        verdict: Whether the criterion is met, ``None`` where it was not asked, or (``ranking``) not found out.
+        score: On the decisive samples, comparable between the models of a run, in the accuracy's unit and direction;
+            ``None`` where they were not all seen.
+        order: With the baseline: the order of the samples that all trials are scored in (``UseOrder``); empty where
+            they are scored as the data give them.
         size_bytes: Bytes of the model as exported, ``None`` for a baseline.
         quantize_s, evaluate_s, inference_s: Seconds spent rewriting the graph and building the session, in evaluation
             as a whole, and of that in inference alone (0 for a user's eval_func, where it cannot be told apart).
-        compile_s: Seconds in which the model was compiled, no part of ``inference_s``.
         ops_executed_int8: Ops with weights that really run on integers, read from the optimised graph.
         warnings: For the user, e.g. what a recipe could not do.
     """
@@ -221,7 +232,8 @@ class Accuracy:
     ops_executed_int8: int | None = None
     warnings: tuple[str, ...] = ()
     directions: Mapping[str, bool] = field(default_factory=dict)
-    compile_s: float = 0.0
+    score: float | None = None
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -245,7 +257,6 @@ class Latency:
         threads: Intra-op threads.
         noisy: The interval stayed wider than asked for when the block budget was spent.
         ratios: Every block's ratio, so that others can compute their own statistics.
-        compile_s: Seconds in which the two models were compiled for it; no part of any latency.
     """
 
     ratio: float
@@ -260,7 +271,6 @@ class Latency:
     noisy: bool = False
     seconds: float = 0.0
     ratios: tuple[float, ...] = ()
-    compile_s: float = 0.0
 
 
 @dataclass(frozen=True)

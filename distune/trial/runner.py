@@ -12,7 +12,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,13 @@ from distune.config.job import TuningJob
 from distune.config.parameters import defaults
 from distune.data.loader import DataSource, open_dataloader
 from distune.errors import DataError, TrialError, UsageError, UserCodeError
-from distune.evaluation.accuracy import Evaluator
-from distune.evaluation.criterion import meets
+from distune.evaluation.accuracy import Evaluator, Score
+from distune.evaluation.criterion import Target
 from distune.evaluation.feeds import first_feed, to_feed
 from distune.evaluation.footprint import peak_resident_bytes
 from distune.evaluation.latency import measure
+from distune.evaluation.order import SampleOrder
+from distune.evaluation.verdict import Demand
 from distune.space.op_config import FP32, TuningConfig
 from distune.trial import messages as m
 from distune.trial.inspection import inspect
@@ -63,7 +65,8 @@ class Runner:
         self._evaluation_: DataSource | None = None
         self._calibration_: DataSource | None = None
         self._pending: list[m.LoadStatistics] = []
-        self._loaded: tuple[tuple[str, int, bool], RunnableModel] | None = None
+        self._order: SampleOrder | None = None
+        self._loaded: tuple[tuple[str, int], RunnableModel] | None = None
 
     # ---------------------------------------------------------------------------------------------- what a worker does
 
@@ -86,6 +89,8 @@ class Runner:
         """Take in what is sent to every worker. Statistics reach the backend with the next request that needs it."""
         if isinstance(broadcast, m.LoadStatistics):
             self._pending.append(broadcast)
+        elif isinstance(broadcast, m.UseOrder):
+            self._order = SampleOrder.decode(broadcast.order)
         elif self._loaded is not None and self._loaded[0][0] != broadcast.base:
             self._loaded = None
 
@@ -107,8 +112,7 @@ class Runner:
             case m.Inspect():
                 return inspect(self._job, backend, self._evaluation(), self._calibration(), self._threads)
             case m.Baseline():
-                score = self._score(backend.load(None, self._threads), parameters=dict(defaults(self._job.parameters)))
-                return replace(score, directions=self._evaluator().metric_directions)
+                return self._baseline()
             case m.Calibrate():
                 return self._calibrate(body)
             case m.Judge():
@@ -140,49 +144,27 @@ class Runner:
         blob = backend.calibrate(body.variant, batches())
         return m.Statistics(blob, samples, self._clock() - start)
 
+    def _baseline(self) -> m.Accuracy:
+        evaluator, model = self._referenced(), self._backend().load(None, self._threads)
+        parameters = dict(defaults(self._job.parameters))
+        if self._job.early_verdict:
+            score = evaluator.score_fp32(model, parameters)
+        else:
+            score = evaluator.score(model, parameters)
+        order = "" if evaluator.order is None else evaluator.order.encode()
+        return replace(_accuracy(score, model), directions=evaluator.metric_directions, order=order)
+
     def _judge(self, body: m.Judge) -> m.Accuracy:
         start = self._clock()
-        model = self._load(body.config, self._threads, body.deployed)
+        model = self._load(body.config, self._threads)
         quantize_s = self._clock() - start
-        compiled_s = model.compile_s
-        verdict = None if body.target is None else (body.target, body.higher_is_better)
-        score = self._score(
-            model,
-            size_bytes=model.size_bytes,
-            quantize_s=quantize_s,
-            criterion=verdict,
-            parameters=dict(body.config.parameters),
-        )
-        compile_s = model.compile_s - compiled_s
-        return replace(score, inference_s=max(0.0, score.inference_s - compile_s), compile_s=compile_s)
-
-    def _score(
-        self,
-        model: RunnableModel,
-        size_bytes: int | None = None,
-        quantize_s: float = 0.0,
-        criterion: tuple[float, bool] | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> m.Accuracy:
-        evaluator = self._evaluator()
-        if evaluator.needs_reference and not self._has_reference:
-            evaluator.set_reference(self._backend().load(None, self._threads))
-            self._has_reference = True
-        score = evaluator.score(model, parameters)
-        return m.Accuracy(
-            value=score.value,
-            low=score.value,
-            high=score.value,
-            metrics=score.metrics,
-            samples=score.samples,
-            complete=score.complete,
-            verdict=None if criterion is None else meets(score.value, *criterion),
-            size_bytes=size_bytes,
-            quantize_s=quantize_s,
-            evaluate_s=score.evaluate_s,
-            inference_s=score.inference_s,
-            warnings=model.warnings,
-        )
+        evaluator = self._referenced()
+        if self._order is not None and evaluator.order is not self._order:
+            evaluator.use(self._order)
+        # Ranges taken at run time are those of the whole batch, so that each sample's outputs depend on the others.
+        own_batches = any(op.mode == "dynamic" for _, op in body.config.ops)
+        score = evaluator.score(model, dict(body.config.parameters), _demand(body), own_batches)
+        return replace(_accuracy(score, model), size_bytes=model.size_bytes, quantize_s=quantize_s)
 
     def _latency(self, config: TuningConfig) -> m.Latency:
         spec = self._job.evaluation.performance
@@ -190,10 +172,7 @@ class Runner:
         feed = self._sample_feed(spec.batch_size)
         candidate = self._load(config, threads)
         baseline = self._backend().load(None, threads)
-        compiled_s = candidate.compile_s + baseline.compile_s
-        runs = candidate.timed(feed), baseline.timed(feed)
-        compiled_s = candidate.compile_s + baseline.compile_s - compiled_s
-        timed = measure(*runs, warmup=spec.warmup, iteration=spec.iteration)
+        timed = measure(candidate.timed(feed), baseline.timed(feed), warmup=spec.warmup, iteration=spec.iteration)
         return m.Latency(
             ratio=timed.ratio,
             ci_low=timed.ci_low,
@@ -207,7 +186,6 @@ class Runner:
             noisy=timed.noisy,
             seconds=timed.seconds,
             ratios=timed.ratios,
-            compile_s=compiled_s,
         )
 
     def _footprint(self, config: TuningConfig) -> m.Footprint:
@@ -258,6 +236,14 @@ class Runner:
             self._evaluator_ = Evaluator(self._job.evaluation, facts.inputs, facts.outputs, self._job.seed)
         return self._evaluator_
 
+    def _referenced(self) -> Evaluator:
+        """The evaluator, with the fp32 model's outputs where a metric compares with them."""
+        evaluator = self._evaluator()
+        if evaluator.needs_reference and not self._has_reference:
+            evaluator.set_reference(self._backend().load(None, self._threads))
+            self._has_reference = True
+        return evaluator
+
     def _evaluation(self) -> DataSource | None:
         """The evaluation data, where there are any; a user's ``eval_func`` brings its own."""
         spec = self._job.evaluation
@@ -272,13 +258,11 @@ class Runner:
             self._calibration_ = open_dataloader(spec, self._job.seed)
         return self._calibration_
 
-    def _load(self, config: TuningConfig, threads: int, deployed: bool = False) -> RunnableModel:
-        key = (config.hash, threads, deployed)
+    def _load(self, config: TuningConfig, threads: int) -> RunnableModel:
+        key = (config.hash, threads)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # before the next one is made: two models at once may be one too many
-            backend = self._backend()
-            load = backend.load_deployed if deployed else backend.load
-            self._loaded = (key, load(config, threads))
+            self._loaded = (key, self._backend().load(config, threads))
         return self._loaded[1]
 
     def _sample_feed(self, batch_size: int) -> Feed:
@@ -315,6 +299,30 @@ class Runner:
             return m.Failure("memory", f"{where}: out of memory ({text})", detail, name)
         shown = text if isinstance(error, TrialError) else f"{name}: {text}"
         return m.Failure("error", f"{where}: {shown}", detail, name)
+
+
+def _demand(body: m.Judge) -> Demand:
+    """What is to be found out; nothing less than everything where ``exact`` is asked for."""
+    targets = tuple((name, Target(value, higher)) for name, value, higher in body.targets)
+    if not targets and body.target is not None:
+        targets = (("", Target(body.target, body.higher_is_better)),)
+    return Demand(targets, body.floor, body.higher_is_better, body.accuracy)
+
+
+def _accuracy(score: Score, model: RunnableModel) -> m.Accuracy:
+    return m.Accuracy(
+        value=score.value,
+        low=score.low,
+        high=score.high,
+        metrics=score.metrics,
+        samples=score.samples,
+        complete=score.complete,
+        verdict=score.verdict,
+        evaluate_s=score.evaluate_s,
+        inference_s=score.inference_s,
+        warnings=model.warnings,
+        score=score.graded,
+    )
 
 
 def _dummy(info: InputInfo, batch_size: int) -> Any:
