@@ -15,33 +15,21 @@ returns the same on all of them.
 
 from __future__ import annotations
 
-import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from distune.api.interruption import Interruption, interruptible
-from distune.api.live import forget, keep, placed
-from distune.api.model import model_spec
+from distune.api.fitting import carry_out
 from distune.api.names import known_names
 from distune.api.result import FitResult, FoundModel
-from distune.api.session import conduct
 from distune.config.conf import PostTrainingQuantConfig, QuantizationAwareTrainingConfig
 from distune.config.conf_to_job import Live, job_of
 from distune.config.job import ModelSpec
 from distune.config.process_options import options
-from distune.distributed.topology import launched_by_mpi, launched_rank
 from distune.errors import UsageError
 
 if TYPE_CHECKING:
     from distune.config.job import TuningJob
-    from distune.distributed.transport import Transport
-    from distune.journal.workspace import Workspace
-
-_CALLS = itertools.count(1)
 
 
 def fit(
@@ -85,44 +73,29 @@ def fit(
         UsageError: Config, model, data or a function of yours is at fault and nothing was tuned.
         DistuneError: The run failed.
     """
-    call = next(_CALLS)
     live = Live(calib_dataloader, eval_func, eval_dataloader, eval_metric)
 
     def job(spec: ModelSpec, workspace: str) -> TuningJob:
         checked = _checked_conf(conf)
         _check_calib_func(calib_func, calib_dataloader, checked)
-        return job_of(checked, spec, live, seed=options.random_seed, workspace=workspace, known=known_names())
+        return job_of(
+            checked,
+            spec,
+            live,
+            seed=options.random_seed,
+            workspace=workspace,
+            known=known_names(),
+            tensorboard=options.tensorboard,
+        )
 
-    def lead(connect: Callable[[TuningJob, Workspace], Transport]) -> tuple[FitResult, int]:
-        prepared, remark = placed(job(model_spec(model), str(options.next_workspace())), call, isolation)
-        remarks = filter(None, [remark])
-        outcome, result = conduct(prepared, connect, interruption, fresh=fresh, quiet=quiet, remarks=remarks)
-        return FitResult.of(outcome, result, Path(prepared.workspace)), outcome.exit_code
-
-    def follow() -> None:
-        # The model's file may lie on rank 0's node alone, and what is wrong with the rest rank 0 tells all.
-        with suppress(UsageError):
-            keep(job(ModelSpec("onnxruntime"), ""), call)
-
-    def for_others(result: FitResult) -> FitResult:
-        return result if model_on_all_ranks else result.without_model()
-
-    with ExitStack() as stack:
-        stack.callback(forget, call)
-        # Under MPI the ranks above 0 end when rank 0 tells them to.
-        interruption = stack.enter_context(interruptible()) if launched_rank() == 0 else Interruption()
-        if not launched_by_mpi():
-            return lead(_local)[0]
-        from distune.api.ranks import lead_or_follow
-
-        return lead_or_follow(lead, follow, for_others)
+    return carry_out(job, model, isolation=isolation, model_on_all_ranks=model_on_all_ranks, fresh=fresh, quiet=quiet)
 
 
 def _checked_conf(conf: object) -> PostTrainingQuantConfig:
     if isinstance(conf, QuantizationAwareTrainingConfig):
         raise UsageError(
-            "quantization-aware training needs the PyTorch backend, which is not there yet; PostTrainingQuantConfig "
-            "quantizes the trained model"
+            "QuantizationAwareTrainingConfig trains the model: use distune.training.prepare_compression and "
+            "distune.training.fit; PostTrainingQuantConfig quantizes the model as it is"
         )
     if not isinstance(conf, PostTrainingQuantConfig):
         raise UsageError(f"conf is a {type(conf).__name__}; expected a PostTrainingQuantConfig")
@@ -139,13 +112,6 @@ def _check_calib_func(calib_func: object, calib_dataloader: object, conf: PostTr
         )
     message = "calib_func has no effect: an ONNX model is calibrated with calib_dataloader"
     warnings.warn(message, UserWarning, stacklevel=4)
-
-
-def _local(job: TuningJob, workspace: Workspace) -> Transport:
-    from distune.distributed.chaos import Chaos
-    from distune.distributed.local import LocalTransport
-
-    return LocalTransport(job, log_dir=workspace.log, chaos=Chaos.of_job(job, os.environ))
 
 
 __all__ = ["FitResult", "FoundModel", "fit"]

@@ -77,6 +77,7 @@ def _without_live(job: TuningJob) -> TuningJob:
         job,
         calibration=replace(job.calibration, dataloader=None),
         evaluation=replace(job.evaluation, dataloader=None, metrics=(), eval_func=None),
+        train=None,
         strategy=replace(job.strategy, kwargs={}),
     )
 
@@ -96,6 +97,7 @@ def _rejoined(job: TuningJob, call: int) -> TuningJob:
             metrics=own.evaluation.metrics,
             eval_func=own.evaluation.eval_func,
         ),
+        train=own.train,
         strategy=replace(job.strategy, kwargs=_kwargs(own)),
     )
 

@@ -241,7 +241,9 @@ class Backend(ABC):
 _BACKENDS: dict[str, str] = {
     "onnxruntime": "distune.backends.onnxruntime.backend:OnnxRuntimeBackend",
     "pytorch": "distune.backends.pytorch.backend:PyTorchBackend",
+    "pytorch:qat": "distune.backends.pytorch.qat.backend:TrainingBackend",
 }
+"""By framework, or by framework and approach where an approach has a backend of its own."""
 
 
 def register_backend(framework: str, target: str) -> None:
@@ -249,15 +251,18 @@ def register_backend(framework: str, target: str) -> None:
     _BACKENDS[framework] = target
 
 
-def backend_class(framework: str) -> type[Backend]:
-    """The backend of a framework.
+def backend_class(framework: str, approach: str = "") -> type[Backend]:
+    """The backend of a framework, the one for ``approach`` where there is one.
 
     Raises:
-        UsageError: No backend has that name.
+        UsageError: No backend has that name, or none of that framework trains.
     """
     if framework not in _BACKENDS:
-        raise UsageError(f"no backend for framework {framework!r}; known: {', '.join(sorted(_BACKENDS))}")
-    module, _, name = _BACKENDS[framework].partition(":")
+        known = ", ".join(sorted(name for name in _BACKENDS if ":" not in name))
+        raise UsageError(f"no backend for framework {framework!r}; known: {known}")
+    if approach == "qat" and f"{framework}:{approach}" not in _BACKENDS:
+        raise UsageError(f"quantization-aware training needs framework pytorch; {framework} does not train")
+    module, _, name = _BACKENDS.get(f"{framework}:{approach}", _BACKENDS[framework]).partition(":")
     loaded: type[Backend] = getattr(import_module(module), name)
     return loaded
 

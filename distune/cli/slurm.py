@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher",
         choices=("np", "srun", "mpirun"),
-        help="who starts the ranks: run --np (default for one node), mpirun (default for several), srun --mpi=pmix",
+        default="np",
+        help="who starts the ranks: run --np (default; calls mpirun), srun --mpi=pmix, or mpirun itself",
     )
     parser.add_argument(
         "--warn", type=_count, default=180, metavar="S", help="seconds before the end at which it stops (default: 180)"
@@ -84,12 +85,9 @@ def _script(arguments: argparse.Namespace) -> BatchScript:
     twice = {stem for stem in stems if stems.count(stem) > 1}
     if twice:
         raise UsageError(f"{', '.join(sorted(twice))}: two configurations of that name would share a workspace")
-    launcher: Launcher = arguments.launcher or ("np" if arguments.nodes == 1 else "mpirun")
-    if launcher == "np" and arguments.nodes > 1:
-        raise UsageError("--launcher np starts ranks on one node: use mpirun or srun for --nodes above 1")
+    launcher: Launcher = arguments.launcher
     base = Path(arguments.workspace or "distune_workspace").absolute()
     workspaces = [base] if len(configs) == 1 else [base / stem for stem in stems]
-    mpirun, survives = _mpirun() if launcher == "mpirun" else ([], False)
     return BatchScript(
         configs=[_word(config.absolute()) for config in configs],
         workspaces=[_word(workspace) for workspace in workspaces],
@@ -99,21 +97,19 @@ def _script(arguments: argparse.Namespace) -> BatchScript:
         time=arguments.time,
         python=_word(sys.executable),
         launcher=launcher,
-        mpirun=mpirun,
-        survives=survives,
+        mpirun=_mpirun() if launcher == "mpirun" else (),
         warn_s=arguments.warn,
         more=arguments.option,
         run_options=["--quiet", *(word for text in arguments.set for word in ("--set", _word(text)))],
     )
 
 
-def _mpirun() -> tuple[list[str], bool]:
-    """The start of the command, and whether the job survives the loss of a node."""
-    from distune.distributed.launcher import find_mpirun, mpirun_command
+def _mpirun() -> list[str]:
+    """The start of the command."""
+    from distune.distributed.launcher import mpirun_command
 
-    found = find_mpirun()
-    *words, _ = mpirun_command(1, [], found)
-    return [*map(_word, words), '"$SLURM_NTASKS"'], found.ulfm
+    *words, _ = mpirun_command(1, [])
+    return [*map(_word, words), '"$SLURM_NTASKS"']
 
 
 def _word(text: object) -> str:

@@ -54,9 +54,9 @@ class BatchScript:
         name: The job's name.
         time: In Slurm's format.
         python: The interpreter, as a word of the shell.
-        launcher: ``np``: one node, by ``run --np``; ``srun``: by Slurm's PMIx; ``mpirun``: by ``mpirun``.
+        launcher: ``np``: by ``run --np``, whose exit code is right whatever happens to the ranks (an ``mpirun`` of Open
+            MPI that loses a node returns 0); ``srun``: by Slurm's PMIx; ``mpirun``: by ``mpirun`` itself.
         mpirun: The start of the command, for ``mpirun``.
-        survives: The job goes on when it loses a node (ULFM), so Slurm must not end it.
         warn_s: Seconds before the end of the time at which the run is asked to end.
         more: Further options of ``sbatch``, e.g. ``--partition=long``.
         run_options: Further words of ``distune run``.
@@ -71,7 +71,6 @@ class BatchScript:
     python: str
     launcher: Launcher
     mpirun: Sequence[str] = ()
-    survives: bool = False
     warn_s: int = 180
     more: Sequence[str] = ()
     run_options: Sequence[str] = ()
@@ -88,7 +87,6 @@ class BatchScript:
             "--requeue",
             f"--signal=B:USR1@{self.warn_s}",
             *([f"--array=0-{len(self.configs) - 1}"] if len(self.configs) > 1 else []),
-            *(["--no-kill"] if self.survives else []),
             *self.more,
         ]
         head = ["#!/usr/bin/env bash", MARK, *(f"#SBATCH {option}" for option in options), "set -euo pipefail", ""]

@@ -313,9 +313,10 @@ class PostTrainingQuantConfig(_Judged):
 
 @dataclass
 class QuantizationAwareTrainingConfig(_Judged):
-    """How a model is quantized while it is trained; ``distune.training`` needs the PyTorch backend for it.
+    """How a PyTorch module is quantized while it is trained; see ``distune.training``.
 
-    The fields mean what they mean in ``PostTrainingQuantConfig``; ``model_name`` is what the model is called.
+    The fields mean what they mean in ``PostTrainingQuantConfig``; ``model_name`` is what the model is called. Every
+    trial trains: with ``quant_level=1`` the first one is the model with all ops quantized.
     """
 
     device: str = "cpu"
@@ -334,6 +335,12 @@ class QuantizationAwareTrainingConfig(_Judged):
 
     extras: ClassVar = QuantizationExtras
     places: ClassVar[Mapping[str, Place]] = {**_COMMON, **_RULES}
+
+    def document(self) -> Document:
+        document = super().document()
+        _put(document, ("quantization", "approach"), "quant_aware_training")
+        _put(document, ("quantization", "quant_level"), plain(self.quant_level))  # a file without it means 1
+        return document
 
 
 @dataclass

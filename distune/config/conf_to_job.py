@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from distune.config.conf import MixedPrecisionConfig, PostTrainingQuantConfig
+from distune.config.conf import MixedPrecisionConfig, PostTrainingQuantConfig, QuantizationAwareTrainingConfig
 from distune.config.conf_check import checked_document, plain
 from distune.config.diagnostics import describe
-from distune.config.job import MetricSpec, ModelSpec, TuningJob
+from distune.config.job import MetricSpec, ModelSpec, TrainSpec, TuningJob
 from distune.config.known import KnownNames
 from distune.config.schema import Model
 from distune.config.to_job import to_job
@@ -29,16 +29,18 @@ class Live:
         calib_dataloader, eval_dataloader: Iterables of ``(input, label)`` batches, with or without ``batch_size``.
         eval_func: Gets a callable model, returns a number.
         eval_metric: See ``metric_document``; or live metrics.
+        train_func: Gets the prepared module and trains it.
     """
 
     calib_dataloader: Iterable[Any] | None = None
     eval_func: Callable[..., Any] | None = None
     eval_dataloader: Iterable[Any] | None = None
     eval_metric: Any = None
+    train_func: Callable[..., Any] | None = None
 
 
 def job_of(
-    conf: PostTrainingQuantConfig | MixedPrecisionConfig,
+    conf: PostTrainingQuantConfig | QuantizationAwareTrainingConfig | MixedPrecisionConfig,
     model: ModelSpec,
     live: Live = Live(),
     *,
@@ -91,6 +93,7 @@ def job_of(
             outputs=extras.outputs,
         ),
         calibration=replace(job.calibration, dataloader=live.calib_dataloader),
+        train=None if live.train_func is None else TrainSpec(train_func=live.train_func),
         evaluation=evaluation,
         seed=seed,
         isolation=isolation,

@@ -10,6 +10,7 @@ from distune.config.job import TuningJob
 from distune.engine import events
 from distune.engine.book import TrialBook
 from distune.engine.calibration import Calibrator
+from distune.engine.confirmation import Confirmations
 from distune.engine.decisions import DecisionLog
 from distune.engine.dispatcher import Dispatcher, Outcome
 from distune.engine.outcome import StageRecord
@@ -48,7 +49,7 @@ class Judging:
         fallback_order: The order of groups that the last fallback stage followed.
         op_impact: Accuracy gained by returning each group alone to floating point.
         out_of_budget: Trials or time ran out.
-        quantize_s, accuracy_s, inference_s: Seconds of all trials, summed over the ranks.
+        quantize_s, accuracy_s, inference_s, compile_s: Seconds of all trials, summed over the ranks.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Judging:
         book: TrialBook,
         decisions: DecisionLog,
         listener: events.Listener,
+        judged_is_deployed: bool = True,
     ) -> None:
         self._job = job
         self._dispatcher = dispatcher
@@ -66,6 +68,7 @@ class Judging:
         self._book = book
         self._decisions = decisions
         self._listener = listener
+        self._confirmations = Confirmations(not judged_is_deployed, listener)
         self._stop_at_first = job.stops_at_first
         self._finished = False
         self._timed_out = False
@@ -75,7 +78,7 @@ class Judging:
         self.fallback_order: tuple[str, ...] = ()
         self.op_impact: dict[str, float] = {}
         self.out_of_budget = False
-        self.quantize_s = self.accuracy_s = self.inference_s = 0.0
+        self.quantize_s = self.accuracy_s = self.inference_s = self.compile_s = 0.0
 
     def use(self, order: SampleOrder) -> None:
         """Have every worker score the samples in this order: trials may end early from now on."""
@@ -131,16 +134,31 @@ class Judging:
             submitted, waiting = (known, [c for c in waiting if c not in known]) if known else (waiting, [])
             for candidate in submitted:
                 tasks[self._submit(candidate.config, run.stage)] = candidate
-            for task_id in list(tasks):
-                outcome = self._dispatcher.take(task_id)
-                if outcome is not None:
-                    run.take(self._trial(run.stage, tasks.pop(task_id), outcome))
+            self._collect(run, tasks)
             decided = self._take_decisions(run, total)
             if run.ended:
                 break
             if not decided and not known:
                 self._dispatcher.pump()
         self._dispatcher.drop(tasks)
+
+    def _collect(self, run: StageRun, tasks: dict[int, Candidate]) -> None:
+        """Take in what was answered. What meets is judged once more where another model than the judged is deployed."""
+        open_ids = list(tasks)
+        for task_id in open_ids:  # grows: the journal may know the second answer already
+            outcome = self._dispatcher.take(task_id)
+            if outcome is None:
+                continue
+            candidate = tasks.pop(task_id)
+            trial = self._trial(run.stage, candidate, outcome)
+            if self._confirmations.needs(task_id, trial):
+                second = self._confirmations.request(self._request(candidate.config, run.stage))
+                again = self._dispatcher.submit(second)
+                self._confirmations.begin(again, trial)
+                tasks[again] = candidate
+                open_ids.append(again)
+            else:
+                run.take(self._confirmations.settle(task_id, trial))
 
     def _take_decisions(self, run: StageRun, total: int | None) -> bool:
         """Take the decisions that can be taken now; says whether there were any."""
@@ -223,6 +241,7 @@ class Judging:
         self.quantize_s += body.quantize_s
         self.accuracy_s += body.evaluate_s
         self.inference_s += body.inference_s
+        self.compile_s += body.compile_s
         return replace(
             trial,
             verdict=self._verdict(body),
@@ -405,6 +424,7 @@ class Judging:
         if not isinstance(outcome.body, Latency):
             self._not_measured("latency", trial, outcome)
             return trial
+        self.compile_s += outcome.body.compile_s
         self._listener.on(events.LatencyMeasured(trial, outcome.body))
         return replace(trial, latency=outcome.body)
 

@@ -50,6 +50,7 @@ class Timing:
 
     Attributes:
         inference_s: The part of ``accuracy_s`` spent in inference alone; 0 where an eval_func hides it.
+        compile_s: Compiling models for a deployment; part of ``accuracy_s`` and ``latency_s``.
         idle_s: Time that ranks spent without work, summed over the ranks.
     """
 
@@ -60,6 +61,7 @@ class Timing:
     quantize_s: float = 0.0
     accuracy_s: float = 0.0
     inference_s: float = 0.0
+    compile_s: float = 0.0
     latency_s: float = 0.0
     idle_s: float = 0.0
 

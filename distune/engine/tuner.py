@@ -182,6 +182,7 @@ class Tuner:
             self._book,
             DecisionLog(self._journal),
             self._listener,
+            self._inspection.judged_is_deployed,
         )
         self._tell(events.SpaceBuilt(self._space, self._dispatcher.results))
 
@@ -383,6 +384,7 @@ class Tuner:
             quantize_s=0.0 if judging is None else judging.quantize_s,
             accuracy_s=0.0 if judging is None else judging.accuracy_s,
             inference_s=0.0 if judging is None else judging.inference_s,
+            compile_s=0.0 if judging is None else judging.compile_s,
             latency_s=busy.seconds.get("MeasureLatency", 0.0),
             idle_s=max(0.0, total * len(self._started_workers) - busy.total),
         )

@@ -262,6 +262,7 @@ def _timing(outcome: RunOutcome) -> TimeSpent:
         quantize_s=timing.quantize_s or None,
         accuracy_s=timing.accuracy_s or None,
         inference_s=timing.inference_s or None,
+        compile_s=timing.compile_s or None,
         latency_s=timing.latency_s or None,
         idle_s=timing.idle_s,
     )

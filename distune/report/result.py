@@ -247,6 +247,7 @@ class TimeSpent:
         quantize_s: Rewriting graphs and building sessions, summed over the ranks.
         accuracy_s: Evaluating trials, summed over the ranks.
         inference_s: Of that, inference alone; null where a user's eval_func hides it.
+        compile_s: Compiling models for a deployment, within the two around it; null where the backend compiles nothing.
         latency_s: Measuring latency.
         idle_s: Ranks without work, summed over the ranks.
     """
@@ -258,6 +259,7 @@ class TimeSpent:
     quantize_s: float | None
     accuracy_s: float | None
     inference_s: float | None
+    compile_s: float | None
     latency_s: float | None
     idle_s: float
 

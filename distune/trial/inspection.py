@@ -64,6 +64,7 @@ def inspect(
         digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         data=data,
         model=_model_facts(facts),
+        judged_is_deployed=type(backend).judged_is_deployed,
     )
 
 

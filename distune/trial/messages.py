@@ -59,6 +59,7 @@ class Judge:
         higher_is_better: Direction of ``target``.
         floor: With ``verdict``: accuracies that are not worse than this are needed exactly although they fail.
         targets: Where each metric must meet on its own instead: name, target and direction of each.
+        deployed: Score the model as it is deployed, where the backend judges another form of it.
     """
 
     config: TuningConfig
@@ -67,6 +68,7 @@ class Judge:
     higher_is_better: bool = True
     floor: float | None = None
     targets: tuple[tuple[str, float, bool], ...] = ()
+    deployed: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ class Inspection:
         digest: SHA-256 of the model and the data as this worker sees them, for the resume signature.
         data: Facts of the evaluation set, e.g. ``samples`` and ``batch_size``; empty where there is none.
         model: Facts of the model, e.g. input names and shapes.
+        judged_is_deployed: See ``backends.base.Backend``.
     """
 
     capability: Capability
@@ -193,6 +196,7 @@ class Inspection:
     digest: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    judged_is_deployed: bool = True
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,7 @@ class Accuracy:
         size_bytes: Bytes of the model as exported, ``None`` for a baseline.
         quantize_s, evaluate_s, inference_s: Seconds spent rewriting the graph and building the session, in evaluation
             as a whole, and of that in inference alone (0 for a user's eval_func, where it cannot be told apart).
+        compile_s: Seconds in which the model was compiled, no part of ``inference_s``.
         ops_executed_int8: Ops with weights that really run on integers, read from the optimised graph.
         warnings: For the user, e.g. what a recipe could not do.
     """
@@ -234,6 +239,7 @@ class Accuracy:
     directions: Mapping[str, bool] = field(default_factory=dict)
     score: float | None = None
     order: str = ""
+    compile_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -257,6 +263,7 @@ class Latency:
         threads: Intra-op threads.
         noisy: The interval stayed wider than asked for when the block budget was spent.
         ratios: Every block's ratio, so that others can compute their own statistics.
+        compile_s: Seconds in which the two models were compiled for it; no part of any latency.
     """
 
     ratio: float
@@ -271,6 +278,7 @@ class Latency:
     noisy: bool = False
     seconds: float = 0.0
     ratios: tuple[float, ...] = ()
+    compile_s: float = 0.0
 
 
 @dataclass(frozen=True)

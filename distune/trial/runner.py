@@ -12,13 +12,13 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from distune.backends.base import Backend, Feed, InputInfo, RunnableModel, backend_class
+from distune.backends.base import Backend, Feed, InputInfo, LabelledBatch, RunnableModel, backend_class
 from distune.config.job import TuningJob
 from distune.config.parameters import defaults
 from distune.data.loader import DataSource, open_dataloader
@@ -66,7 +66,7 @@ class Runner:
         self._calibration_: DataSource | None = None
         self._pending: list[m.LoadStatistics] = []
         self._order: SampleOrder | None = None
-        self._loaded: tuple[tuple[str, int], RunnableModel] | None = None
+        self._loaded: tuple[tuple[str, int, bool], RunnableModel] | None = None
 
     # ---------------------------------------------------------------------------------------------- what a worker does
 
@@ -156,15 +156,23 @@ class Runner:
 
     def _judge(self, body: m.Judge) -> m.Accuracy:
         start = self._clock()
-        model = self._load(body.config, self._threads)
+        model = self._load(body.config, self._threads, body.deployed)
         quantize_s = self._clock() - start
+        compiled_s = model.compile_s
         evaluator = self._referenced()
         if self._order is not None and evaluator.order is not self._order:
             evaluator.use(self._order)
         # Ranges taken at run time are those of the whole batch, so that each sample's outputs depend on the others.
         own_batches = any(op.mode == "dynamic" for _, op in body.config.ops)
         score = evaluator.score(model, dict(body.config.parameters), _demand(body), own_batches)
-        return replace(_accuracy(score, model), size_bytes=model.size_bytes, quantize_s=quantize_s)
+        compile_s = model.compile_s - compiled_s
+        return replace(
+            _accuracy(score, model),
+            size_bytes=model.size_bytes,
+            quantize_s=quantize_s,
+            inference_s=max(0.0, score.inference_s - compile_s),
+            compile_s=compile_s,
+        )
 
     def _latency(self, config: TuningConfig) -> m.Latency:
         spec = self._job.evaluation.performance
@@ -172,7 +180,10 @@ class Runner:
         feed = self._sample_feed(spec.batch_size)
         candidate = self._load(config, threads)
         baseline = self._backend().load(None, threads)
-        timed = measure(candidate.timed(feed), baseline.timed(feed), warmup=spec.warmup, iteration=spec.iteration)
+        compiled_s = candidate.compile_s + baseline.compile_s
+        runs = candidate.timed(feed), baseline.timed(feed)
+        compiled_s = candidate.compile_s + baseline.compile_s - compiled_s
+        timed = measure(*runs, warmup=spec.warmup, iteration=spec.iteration)
         return m.Latency(
             ratio=timed.ratio,
             ci_low=timed.ci_low,
@@ -186,6 +197,7 @@ class Runner:
             noisy=timed.noisy,
             seconds=timed.seconds,
             ratios=timed.ratios,
+            compile_s=compiled_s,
         )
 
     def _footprint(self, config: TuningConfig) -> m.Footprint:
@@ -210,8 +222,12 @@ class Runner:
         wanted = int(body.args.get("batches", _PROBE_BATCHES))
         infos = backend.facts().inputs
         head = source.head(wanted * source.batch_size, body.shard, body.shards)
-        feeds = [to_feed(batch.inputs, infos) for batch in head]
-        scores = backend.probe(body.kind, body.config, body.ops, feeds, body.args) if feeds else {}
+        batches = [LabelledBatch(batch.index, to_feed(batch.inputs, infos), batch.labels) for batch in head]
+        scores: Mapping[str, float] = {}
+        if batches and body.kind in backend.labelled_probes:
+            scores = backend.probe_labelled(body.kind, body.config, body.ops, batches, body.args)
+        elif batches:
+            scores = backend.probe(body.kind, body.config, body.ops, [batch.feed for batch in batches], body.args)
         return m.ProbeAnswer(scores, seconds=self._clock() - start)
 
     def _export(self, config: TuningConfig) -> m.Exported:
@@ -223,7 +239,7 @@ class Runner:
 
     def _backend(self) -> Backend:
         if self._backend_ is None:
-            self._backend_ = backend_class(self._job.model.framework)(self._job)
+            self._backend_ = backend_class(self._job.model.framework, self._job.approach)(self._job)
         while self._pending:
             statistics = self._pending[0]
             self._backend_.set_statistics(statistics.variant, statistics.sampling_size, statistics.blob)
@@ -258,11 +274,13 @@ class Runner:
             self._calibration_ = open_dataloader(spec, self._job.seed)
         return self._calibration_
 
-    def _load(self, config: TuningConfig, threads: int) -> RunnableModel:
-        key = (config.hash, threads)
+    def _load(self, config: TuningConfig, threads: int, deployed: bool = False) -> RunnableModel:
+        key = (config.hash, threads, deployed)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # before the next one is made: two models at once may be one too many
-            self._loaded = (key, self._backend().load(config, threads))
+            backend = self._backend()
+            load = backend.load_deployed if deployed else backend.load
+            self._loaded = (key, load(config, threads))
         return self._loaded[1]
 
     def _sample_feed(self, batch_size: int) -> Feed:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from distune.backends.onnxruntime.model import load_model
+from distune.backends.onnxruntime.model import load_model, open_model
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.session import create_session
 from distune.config.job import ModelSpec
@@ -134,3 +134,63 @@ def test_an_input_that_is_a_sequence_is_refused_by_name() -> None:
     proto.graph.input.append(sequence)
     with pytest.raises(ModelError, match="input 'frames' is no tensor but a sequence"):
         load_model(ModelSpec("onnxruntime", live=proto))
+
+
+def test_an_output_that_is_a_sequence_is_refused_by_name() -> None:
+    proto = convolution_model()
+    proto.graph.node.append(helper.make_node("SequenceConstruct", ["y"], ["frames"], "frames"))
+    element = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    proto.graph.output.append(helper.make_value_info("frames", helper.make_sequence_type_proto(element)))
+    with pytest.raises(ModelError, match="output 'frames' is no tensor but a sequence"):
+        load_model(spec(proto))
+
+
+def test_an_input_that_is_a_dict_is_refused_by_name() -> None:
+    proto = convolution_model()
+    entry = helper.make_map_type_proto(onnx.TensorProto.INT64, helper.make_tensor_type_proto(1, None))
+    proto.graph.input.append(helper.make_value_info("features", entry))
+    with pytest.raises(ModelError, match=r"input .features. is no tensor but a map.*one tensor an input"):
+        load_model(spec(proto))
+
+
+@pytest.mark.parametrize("op_type", ["QLinearConv", "MatMulInteger", "MatMulNBits", "DynamicQuantizeLSTM"])
+def test_every_way_of_being_quantized_already_is_told(op_type: str) -> None:
+    domain = "com.microsoft" if op_type in ("MatMulNBits", "DynamicQuantizeLSTM") else ""
+    with pytest.raises(ModelError, match=f"quantized already .*{op_type}.*fp32 model"):
+        load_model(spec(with_node(helper.make_node(op_type, ["y"], ["q"], "q", domain=domain))))
+
+
+def test_a_quantized_op_inside_a_branch_is_found_too() -> None:
+    inner = helper.make_graph([helper.make_node("QuantizeLinear", ["y", "s"], ["b"], "deep")], "branch", [], [])
+    with pytest.raises(ModelError, match=r"quantized already .*QuantizeLinear"):
+        load_model(spec(with_node(helper.make_node("If", ["c"], ["b"], "if", then_branch=inner, else_branch=inner))))
+
+
+def test_an_op_of_a_strange_domain_inside_a_branch_is_named() -> None:
+    inner = helper.make_graph([helper.make_node("Odd", ["y"], ["b"], "deep", domain="my.ops")], "branch", [], [])
+    with pytest.raises(ModelError, match=r"my\.ops\.Odd.*custom operator"):
+        load_model(spec(with_node(helper.make_node("If", ["c"], ["b"], "if", then_branch=inner, else_branch=inner))))
+
+
+def test_constants_of_nodes_and_branches_may_be_external_too(tmp_path: Path) -> None:
+    constants = {name: np.full((16, 16), number, np.float32) for number, name in enumerate(("w", "k", "b"), 1)}
+    branch = helper.make_graph(
+        [helper.make_node("Add", ["x", "b"], ["o"], "add")],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("o", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(constants["b"], "b")],
+    )
+    nodes = [
+        helper.make_node("If", ["c"], ["i"], "if", then_branch=branch, else_branch=branch),
+        helper.make_node("Constant", [], ["k"], "k", value=onnx.numpy_helper.from_array(constants["k"], "k")),
+        helper.make_node("Add", ["i", "k"], ["s"], "sum"),
+        helper.make_node("MatMul", ["s", "w"], ["y"], "product"),
+    ]
+    proto = model(nodes, {"x": [16, 16], "c": []}, ["y"], {"w": constants["w"]})
+    proto.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    path = tmp_path / "user.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="all", size_threshold=64, convert_attribute=True)
+    feed = {"x": np.ones((16, 16), np.float32), "c": np.array(True)}
+    found = create_session(open_model(spec(path=str(path))).proto).run(None, feed)[0]
+    np.testing.assert_array_equal(found, np.full((16, 16), 16 * (1 + 2 + 3), np.float32))

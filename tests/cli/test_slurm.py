@@ -40,7 +40,6 @@ def test_one_node_is_started_by_np_and_paths_are_absolute_and_quoted(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--nodes", "2", *ONE_NODE, "--launcher", "np"], "use mpirun or srun"),
         ([*ONE_NODE, "--submit"], "sbatch was not found"),
         ([*ONE_NODE, "--set", "tunning.x=1"], "tunning"),
     ],

@@ -15,8 +15,8 @@ class Daemons:
         self._logs = logs
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
-    def start(self, name: str, command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:
-        """Start ``command``, which must stay in the foreground; its output is ``NAME.out``."""
+    def start(self, name: str, command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> int:
+        """Start ``command``, which must stay in the foreground; its output is ``NAME.out``. Gives the process id."""
         with (self._logs / f"{name}.out").open("wb") as output:
             process = subprocess.Popen(
                 [str(word) for word in command],
@@ -26,6 +26,7 @@ class Daemons:
                 env=None if environment is None else dict(environment),
             )
         self._running.append((name, process))
+        return process.pid
 
     def check(self) -> None:
         """Fails where one of them has ended."""

@@ -101,7 +101,7 @@ def test_a_job_whose_time_is_nearly_up_goes_back_to_the_queue_and_resumes(
     slurm: Slurm, tmp_path: Path, alone: Path
 ) -> None:
     job = gated(tmp_path, stop_at=7)
-    with at_the_gate(slurm, job, "--nodes", "2", "--ntasks-per-node", "2", "--launcher", "mpirun") as number:
+    with at_the_gate(slurm, job, "--nodes", "2", "--ntasks-per-node", "2") as number:
         slurm.command("scancel", "--batch", "--signal=USR1", number)  # as Slurm does by itself, at the time asked for
         before = judged_keys(job.workspace)
         until(lambda: "will resume" in log(tmp_path), lambda: f"{slurm.state(number)}: {log(tmp_path)}")
@@ -114,7 +114,7 @@ def test_a_job_whose_time_is_nearly_up_goes_back_to_the_queue_and_resumes(
 
 def test_term_ends_a_job_in_order_and_it_resumes_when_asked_to(slurm: Slurm, tmp_path: Path, alone: Path) -> None:
     job = gated(tmp_path, stop_at=7)
-    with at_the_gate(slurm, job, "--ntasks-per-node", "2") as number:
+    with at_the_gate(slurm, job, "--nodes", "2", "--ntasks-per-node", "1", "--launcher", "mpirun") as number:
         slurm.command("scancel", "--batch", "--signal=TERM", number)
         slurm.await_state(number, "FAILED")
         assert slurm.exit_code(number) == 75

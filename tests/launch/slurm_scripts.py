@@ -26,7 +26,7 @@ SCRIPTS = {
     "single_node.sbatch": BatchScript([_CONFIG], [_WORKSPACE], "distune", 1, 8, "4:00:00", "python", "np"),
     "multi_node_srun.sbatch": BatchScript([_CONFIG], [_WORKSPACE], "distune", 2, 8, "4:00:00", "python", "srun"),
     "multi_node_mpirun.sbatch": BatchScript(
-        [_CONFIG], [_WORKSPACE], "distune", 2, 8, "4:00:00", "python", "mpirun", _MPIRUN, survives=True
+        [_CONFIG], [_WORKSPACE], "distune", 2, 8, "4:00:00", "python", "mpirun", _MPIRUN
     ),
     "array.sbatch": BatchScript(['"$@"'], [_WORKSPACE], "distune", 1, 8, "4:00:00", "python", "np"),
 }

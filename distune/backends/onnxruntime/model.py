@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.external_data_helper import load_external_data_for_tensor
 
-from distune.backends.onnxruntime.shared import LightModel, adopted
+from distune.backends.onnxruntime.shared import LightModel, adopted, is_light
 from distune.config.job import ModelSpec
 from distune.errors import ModelError
 
@@ -30,17 +32,11 @@ KNOWN_DOMAINS = frozenset(
 
 QUANTIZED_OPS = frozenset(
     {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QGemm",
-        "MatMulInteger",
-        "ConvInteger",
-        "DynamicQuantizeLinear",
-        "DynamicQuantizeMatMul",
-        "MatMulNBits",
-        "QAttention",
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+        *("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QGemm", "ConvInteger"),
+        *("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+        *("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"),
+        *("QAttention", "QOrderedAttention", "QEmbedLayerNormalization", "QMoE"),
     }
 )
 """Operators whose presence means that the model has been quantized before."""
@@ -91,11 +87,28 @@ def _read(spec: ModelSpec, whole: bool = True) -> onnx.ModelProto:
         path = Path(spec.path)
         if not path.is_file():
             raise ModelError(f"model file {spec.path!r} does not exist")
-        return onnx.load(path, load_external_data=whole)
+        model = onnx.load(path, load_external_data=whole)
+        if not whole:
+            for tensor in _inner_tensors(model.graph):
+                if is_light(tensor):
+                    load_external_data_for_tensor(tensor, str(path.parent))
+                    tensor.data_location = onnx.TensorProto.DEFAULT
+                    del tensor.external_data[:]
+        return model
     except DecodeError as error:
         raise ModelError(f"{spec.path or 'the model'} is not an ONNX model file: {error}") from error
     except (onnx.checker.ValidationError, OSError) as error:
         raise ModelError(f"{spec.path or 'the model'} cannot be read, or its external data cannot: {error}") from error
+
+
+def _inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The constants in attributes of nodes, and those of inner graphs."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from inner.initializer
+                yield from _inner_tensors(inner)
 
 
 def _check(model: onnx.ModelProto, where: str) -> None:
@@ -108,20 +121,27 @@ def _check(model: onnx.ModelProto, where: str) -> None:
             f"{where} has opset {opset}; quantization needs {MIN_OPSET} or newer. Convert it: onnx.save("
             "onnx.version_converter.convert_version(onnx.load('model.onnx'), 17), 'model17.onnx'), or export it again"
         )
-    done = sorted({node.op_type for node in model.graph.node if node.op_type in QUANTIZED_OPS})
+    nodes = list(_all_nodes(model))
+    done = sorted({node.op_type for node in nodes if node.op_type in QUANTIZED_OPS})
     if done:
         raise ModelError(f"{where} is quantized already (it contains {', '.join(done)}); give the fp32 model")
-    strange = [value.name for value in model.graph.input if value.type.WhichOneof("value") != "tensor_type"]
-    if strange:
-        raise ModelError(
-            f"{where}: input {strange[0]!r} is no tensor but a {_kind(model, strange[0])}; only tensors can be "
-            "calibrated and fed. Export the model with one tensor an input"
-        )
+    for values, side, why in (
+        (model.graph.input, "input", "calibrated and fed"),
+        (model.graph.output, "output", "compared and scored"),
+    ):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if kind not in ("tensor_type", None) or (side == "input" and kind is None):
+                shown = str(kind or "untyped value").removesuffix("_type")
+                raise ModelError(
+                    f"{where}: {side} {value.name!r} is no tensor but a {shown}; only tensors can be {why}. "
+                    f"Export the model with one tensor an {side}"
+                )
     local = {(function.domain, function.name) for function in model.functions}
     unknown = sorted(
         {
             f"{node.domain}.{node.op_type}"
-            for node in model.graph.node
+            for node in nodes
             if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in local
         }
     )
@@ -132,9 +152,15 @@ def _check(model: onnx.ModelProto, where: str) -> None:
         )
 
 
-def _kind(model: onnx.ModelProto, name: str) -> str:
-    kind = next(value for value in model.graph.input if value.name == name).type.WhichOneof("value") or "untyped value"
-    return str(kind).removesuffix("_type")
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of the graph, of the graphs inside it, and of the model's own functions."""
+    pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while pending:
+        node = pending.pop()
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                pending.extend(inner.node)
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

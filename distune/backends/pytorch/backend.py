@@ -125,7 +125,7 @@ class PyTorchBackend(Backend):
     def _made(self, kind: type[GraphModel], config: TuningConfig | None, threads: int) -> GraphModel:
         if config is None:
             module = self._model.graph_module
-            return kind(module, self._model, threads, lambda: self._compiled.get(_BASELINE, threads, lambda: module))
+            return kind(module, self._model, threads, self._compiled.handle(_BASELINE, threads, module))
         config = self._effective(config)
         module = self._quantized(config, self._ranges(config), self._reduce_range)
         chosen = set(config.quantized_ops)
@@ -134,7 +134,7 @@ class PyTorchBackend(Backend):
             module,
             self._model,
             threads,
-            compiled=lambda: self._compiled.get(config.hash, threads, lambda: module),
+            compiled=self._compiled.handle(config.hash, threads, module),
             eager=with_float_weights(module) if kind is GraphModel else None,
             executed=partial(execution, module, self._model, weighted),
             warnings=self._remarks(config),

@@ -14,6 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,18 @@ class CompiledModels:
                 self._own_cache = tempfile.mkdtemp(prefix="distune-inductor-")
                 os.environ[_CACHE_VARIABLE] = self._own_cache
 
-    def get(self, key: str, threads: int, make: Callable[[], GraphModule]) -> Compiled:
-        """The compiled model of a key; ``make`` gives its graph where it was not compiled yet."""
-        at = (key, threads)
+    def handle(self, key: str, threads: int, module: GraphModule) -> CompiledHandle:
+        """What gives the compiled model of a key when it is asked for."""
+        return CompiledHandle(self, (key, threads), module)
+
+    def seconds(self, at: tuple[str, int]) -> float:
+        """Spent on compiling a model so far."""
+        return self._models[at].seconds if at in self._models else 0.0
+
+    def get(self, at: tuple[str, int], module: GraphModule) -> Compiled:
+        """The compiled model of ``(key, threads)``: that of ``module`` where there is none yet."""
         if at not in self._models:
-            self._models[at] = Compiled(make(), threads)
+            self._models[at] = Compiled(module, at[1])
             while len(self._models) > _KEPT:
                 self._models.popitem(last=False)
         self._models.move_to_end(at)
@@ -126,6 +134,24 @@ class CompiledModels:
             os.environ.pop(_CACHE_VARIABLE, None)
             shutil.rmtree(self._own_cache, ignore_errors=True)
             self._own_cache = ""
+
+
+@dataclass(frozen=True)
+class CompiledHandle:
+    """A graph that is compiled when it is first asked for."""
+
+    models: CompiledModels
+    at: tuple[str, int]
+    module: GraphModule
+
+    def get(self) -> Compiled:
+        """The compiled model; it compiles as it meets shapes."""
+        return self.models.get(self.at, self.module)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on compiling so far."""
+        return self.models.seconds(self.at)
 
 
 @contextmanager

@@ -206,6 +206,14 @@ def export_module(loaded: LoadedModule) -> ExportedModule:
 
 def saved_program(module: GraphModule, model: ExportedModule) -> bytes:
     """A quantized graph of ``model`` as the bytes of a ``.pt2`` file, its axes dynamic like those of the fp32 model."""
+    stream = io.BytesIO()
+    with quiet():
+        torch.export.save(program_of(module, model), stream)
+    return stream.getvalue()
+
+
+def program_of(module: GraphModule, model: ExportedModule) -> torch.export.ExportedProgram:
+    """A quantized graph of ``model`` as a program, its axes dynamic like those of the fp32 model."""
     auto = torch.export.Dim.AUTO
     infos = iter(model.inputs)
     shapes: list[dict[int, Any] | None] = []
@@ -213,11 +221,8 @@ def saved_program(module: GraphModule, model: ExportedModule) -> bytes:
         sizes = () if example is None else next(infos).shape
         dynamic = {axis: auto for axis, size in enumerate(sizes) if not isinstance(size, int)}
         shapes.append(None if example is None else dynamic)
-    with torch.no_grad(), _quiet():
-        program = torch.export.export(module, model.example_inputs, dynamic_shapes=tuple(shapes))
-        stream = io.BytesIO()
-        torch.export.save(program, stream)
-    return stream.getvalue()
+    with torch.no_grad(), quiet():
+        return torch.export.export(module, model.example_inputs, dynamic_shapes=tuple(shapes))
 
 
 def find_ops(module: GraphModule) -> tuple[ModuleOp, ...]:
@@ -291,24 +296,26 @@ def _export(loaded: LoadedModule) -> torch.export.ExportedProgram:
     for example in loaded.example_inputs:
         shapes.append(None if example is None else dict.fromkeys(loaded.dynamic_axes[next(names)], auto))
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             return torch.export.export(loaded.module, loaded.example_inputs, dynamic_shapes=tuple(shapes))
     except Exception as error:  # torch has dozens of classes for what it cannot trace
         raise ModelError(_refusal(loaded.module, error)) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch.export's remarks on itself; errors are raised."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Without remarks of torch's exporters on themselves and on packages that are not there; errors are raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx._internal.exporter._registration")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _refusal(module: torch.nn.Module, error: Exception) -> str:

@@ -17,7 +17,7 @@ from distune.backends.pytorch.program import ExportedModule
 from distune.errors import ModelError
 
 if TYPE_CHECKING:
-    from distune.backends.pytorch.compiled import Compiled
+    from distune.backends.pytorch.compiled import CompiledHandle
     from distune.backends.pytorch.lowering import Execution
 
 
@@ -28,7 +28,7 @@ class GraphModel(RunnableModel):
         module: The graph, fp32 or with quantize and dequantize nodes and integer weights.
         model: The fp32 model, for what is fed.
         threads: Intra-op threads.
-        compiled: Gives the compiled model.
+        compiled: The same graph for Inductor.
         eager: The same graph in the form that runs fastest in eager mode; ``module`` itself by default.
         executed: How the quantized weighted ops run, read from the lowered graph; ``None`` for the fp32 model.
         warnings: For the user.
@@ -39,7 +39,7 @@ class GraphModel(RunnableModel):
         module: GraphModule,
         model: ExportedModule,
         threads: int,
-        compiled: Callable[[], Compiled],
+        compiled: CompiledHandle,
         eager: GraphModule | None = None,
         executed: Callable[[], Execution] | None = None,
         warnings: Sequence[str] = (),
@@ -57,7 +57,7 @@ class GraphModel(RunnableModel):
             return to_arrays(self._eager(*arguments_of(self._model, feed)))
 
     def timed(self, feed: Feed) -> Callable[[], object]:
-        return self._compiled().closure(*arguments_of(self._model, feed))
+        return self._compiled.get().closure(*arguments_of(self._model, feed))
 
     @property
     def native(self) -> torch.nn.Module:
@@ -69,7 +69,7 @@ class GraphModel(RunnableModel):
 
     @property
     def compile_s(self) -> float:
-        return self._compiled().seconds
+        return self._compiled.seconds
 
     @property
     def ops_executed_int8(self) -> int | None:
@@ -97,7 +97,7 @@ class DeployedModel(GraphModel):
     """The same model, judged as it is deployed: compiled."""
 
     def predict(self, feed: Feed) -> Outputs:
-        return to_arrays(self._compiled()(*arguments_of(self._model, feed)))
+        return to_arrays(self._compiled.get()(*arguments_of(self._model, feed)))
 
 
 def arguments_of(model: ExportedModule, feed: Feed) -> tuple[torch.Tensor | None, ...]:

@@ -1,0 +1,1 @@
+"""Quantization-aware training: a graph with fake quantization is trained, and converted with what it has learned."""

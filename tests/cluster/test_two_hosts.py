@@ -1,0 +1,107 @@
+"""``mpirun --host a,b`` over ssh without a shared folder, and a cable that is pulled in mid-run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distune.distributed.launcher import launcher_environment, mpirun_command
+from distune.journal.journal import read_records
+from distune.report.result import RunResult
+from tests.cli.jobs import ROOT
+from tests.cluster.daemons import until
+from tests.cluster.hosts import Hosts, lacking
+from tests.distributed.mpirun import LAUNCHER
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.mpi,
+    pytest.mark.timeout(280),
+    pytest.mark.skipif(LAUNCHER is None or LAUNCHER.vendor != "openmpi", reason="needs mpi4py and Open MPI"),
+]
+
+SOON = {f"PRTE_MCA_oob_tcp_keepalive_{name}": value for name, value in (("time", "3"), ("intvl", "1"), ("probes", "3"))}
+"""So that a pulled cable is noticed in seconds."""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """The embedded example in a folder that only host a has."""
+    folder = tmp_path / "job"
+    shutil.copytree(ROOT / "launch" / "examples", folder)
+    return folder
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, job: Path) -> Iterator[Hosts]:
+    if reason := lacking():
+        pytest.skip(reason)
+    folder = tmp_path / "hosts"
+    folder.mkdir()
+    running = Hosts(folder, [job])
+    yield running
+    running.stop()
+
+
+def start(hosts: Hosts, folder: Path, *arguments: str, where: str) -> subprocess.Popen[bytes]:
+    """``distune`` on host a, as ranks on the hosts of ``where``."""
+    assert LAUNCHER is not None
+    *mpirun, count, number = mpirun_command(4, [], LAUNCHER)
+    words = [*mpirun, "--host", where, "-x", "PYTHONPATH", count, number, sys.executable, "-m", "distune", *arguments]
+    environment = launcher_environment({**os.environ, **hosts.environment, **SOON, "PYTHONPATH": str(ROOT)})
+    with (folder / "output").open("ab") as output:
+        return subprocess.Popen(
+            hosts.command("a", *words), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+
+
+def said(folder: Path) -> str:
+    return (folder / "output").read_text(errors="replace")
+
+
+def judged(workspace: Path) -> list[str]:
+    path = workspace / "journal.jsonl"
+    if not path.exists():
+        return []
+    keys = [record.data["key"] for record in read_records(path) if record.kind == "result"]
+    return [key for key in keys if key.startswith("judge:")]
+
+
+def test_doctor_reaches_every_rank_on_both_hosts(hosts: Hosts, tmp_path: Path) -> None:
+    assert start(hosts, tmp_path, "doctor", where="a:2,b:2").wait(120) == 0, said(tmp_path)
+    assert "2 on a, 2 on b" in said(tmp_path)
+    assert "4 of 4 ranks ran the trial: all well" in said(tmp_path)
+
+
+def test_a_run_whose_cable_is_pulled_ends_at_once_and_resumes_without_that_host(
+    hosts: Hosts, job: Path, tmp_path: Path
+) -> None:
+    """No ``mpirun`` of Open MPI 5.0 goes on without one of its nodes, with ULFM or not."""
+    workspace = tmp_path / "workspace"
+    run = ("run", str(job / "digits.yaml"), "--workspace", str(workspace), "--quiet")
+    process = start(hosts, tmp_path, *run, where="a:2,b:2")
+
+    def well_under_way() -> bool:
+        assert process.poll() is None, said(tmp_path)
+        return len(judged(workspace)) >= 4
+
+    until(well_under_way, lambda: said(tmp_path), 120)
+    assert not list((tmp_path / "hosts").glob("*.onnx"))
+    hosts.cut()
+    process.wait(60)
+    for host in ("a", "b"):
+        until(lambda host=host: not hosts.processes(host), lambda host=host: str(hosts.processes(host)), 30)  # type: ignore[misc]
+    before = judged(workspace)
+    assert start(hosts, tmp_path, *run, where="a:4").wait(240) == 0, said(tmp_path)
+    after = judged(workspace)
+    assert after[: len(before)] == before
+    assert len(set(after)) == len(after), "nothing that was finished is judged again"
+    result = RunResult.from_json((workspace / "result.json").read_text())
+    assert (result.outcome, {host.name for host in result.hosts}) == ("met", {"a"})
+    assert {trial.host for trial in result.trials} == {"a", "b"}, "b had its part"
