@@ -9,6 +9,7 @@ def known_names() -> KnownNames:
     """Every registered name that a configuration may use, the package's own components included."""
     from distune.data.registry import datasets, filters, transforms
     from distune.metrics.base import metrics
+    from distune.report.tracking.base import trackers
     from distune.strategies.registry import strategies
 
     return KnownNames(
@@ -17,4 +18,5 @@ def known_names() -> KnownNames:
         transforms=transforms(),
         filters=filters(),
         metrics=metrics(),
+        trackers=trackers(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,11 @@ from distune.engine.outcome import RunOutcome
 from distune.engine.tuner import Tuner
 from distune.errors import DistuneError, UsageError, WorkspaceError
 from distune.journal.workspace import Workspace
+from distune.report.build import result_of
 from distune.report.console import ConsoleListener
 from distune.report.files import write_outcome, write_report
 from distune.report.log import LogListener, log_level
+from distune.report.tracking.base import TrackerListener, open_trackers
 
 if TYPE_CHECKING:
     from distune.report.result import RunResult
@@ -54,22 +57,27 @@ def conduct(
         LogListener(workspace.rank_log(0), level) as log,
     ):
         transport: Transport | None = None
+        listener = Listeners((log,))
+        trackers = TrackerListener(
+            open_trackers(job.trackers), workspace.path, warn=lambda message: listener.on(Warned(message))
+        )
         code = 1
         try:
             transport = connect(job, workspace)
             with ConsoleListener(quiet=quiet, terminal_size=launcher_terminal(os.environ)) as console:
-                listener = Listeners((console, log))
+                listener = Listeners((console, log))  # what is warned of goes to these
                 for remark in (*workspace.warnings, *remarks, *transport.warnings):
                     listener.on(Warned(remark))
-                tuner = Tuner(job, transport, workspace, listener)
+                tuner = Tuner(job, transport, workspace, Listeners((listener, trackers)))
                 interruption.on_request(tuner.interrupt)
-                outcome = tuner.run()
-                result = write_outcome(outcome, workspace)
+                outcome, result = _kept(tuner.run(), workspace)
                 code = outcome.exit_code
                 try:
                     write_report(workspace)
                 except DistuneError as error:  # the run and its result stand without it
                     listener.on(Warned(f"the report could not be written: {error}"))
+                trackers.end(result)
+                trackers.close()
             console.show(result, workspace.path)
         except Exception as error:
             log.failed(error)
@@ -80,9 +88,21 @@ def conduct(
                     write_outcome(_failed(job, transport, error), workspace)
             raise
         finally:
+            trackers.close()
             if transport is not None:
                 transport.close(code)
     return outcome, result
+
+
+def _kept(outcome: RunOutcome, workspace: Workspace) -> tuple[RunOutcome, RunResult]:
+    """Write the files of a run. Where the disk refuses, the run is interrupted: all that it found is in the journal."""
+    try:
+        return outcome, write_outcome(outcome, workspace)
+    except WorkspaceError as error:
+        outcome = replace(outcome, outcome="interrupted", failure=f"{error}", best=None, exported=None)
+    with suppress(WorkspaceError):
+        return outcome, write_outcome(outcome, workspace)
+    return outcome, result_of(outcome)
 
 
 def _failed(job: TuningJob, transport: Transport | None, error: Exception) -> RunOutcome:

@@ -33,7 +33,7 @@ class Kind:
     """
 
     name: str
-    known: Literal["datasets", "transforms", "filters", "metrics"]
+    known: Literal["datasets", "transforms", "filters", "metrics", "trackers"]
     of_1x: frozenset[str]
     scalar: Mapping[str, str]
 
@@ -41,6 +41,7 @@ class Kind:
 DATASET = Kind("dataset", "datasets", DATASETS, {})
 TRANSFORM = Kind("transform", "transforms", TRANSFORMS, {"Resize": "size", "CenterCrop": "size", "Cast": "dtype"})
 FILTER = Kind("filter", "filters", FILTERS, {"LabelBalance": "size"})
+TRACKER = Kind("tracker", "trackers", frozenset(), {})
 METRIC = Kind("metric", "metrics", METRICS, {"topk": "k", "GLUE": "task", "ROC": "task", "mIOU": "num_classes"})
 
 
@@ -156,6 +157,9 @@ _JSON_MANY = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}, {
 Dataset = Annotated[InstanceOf[ComponentSpec], checked_in_context(lambda v, c: parse_one(DATASET, v, c)), _JSON]
 Filter = Annotated[InstanceOf[ComponentSpec], checked_in_context(lambda v, c: parse_one(FILTER, v, c)), _JSON]
 Metric = Annotated[InstanceOf[ComponentSpec], checked_in_context(lambda v, c: parse_one(METRIC, v, c)), _JSON]
+Trackers = Annotated[
+    tuple[InstanceOf[ComponentSpec], ...], checked_in_context(lambda v, c: parse_many(TRACKER, v, c)), _JSON_MANY
+]
 Transforms = Annotated[
     tuple[InstanceOf[ComponentSpec], ...], checked_in_context(lambda v, c: parse_many(TRANSFORM, v, c)), _JSON_MANY
 ]

@@ -76,7 +76,7 @@ class QuantizationExtras(Section):
     )
     example_inputs: Any = Field(None, json_schema_extra=_effect(_ONNX_KNOWS))
     excluded_precisions: Precisions = ()
-    diagnosis: Flag = Field(False, json_schema_extra=_effect("no tensors are dumped yet"))
+    diagnosis: Flag = False
     ni_workload_name: Text = Field(
         "quantization", json_schema_extra=_effect("it names a workload of Neural Insights, which distune does not feed")
     )
@@ -108,7 +108,7 @@ class BenchmarkExtras(Section):
     num_of_instance: Whole = Field(1, ge=1)
     inter_num_of_threads: Whole | None = Field(None, ge=1, json_schema_extra=_effect(_THREADS))
     intra_num_of_threads: Whole | None = Field(None, ge=1)
-    diagnosis: Flag = Field(False, json_schema_extra=_effect("no tensors are dumped yet"))
+    diagnosis: Flag = Field(False, json_schema_extra=_effect("a benchmark quantizes nothing"))
     ni_workload_name: Text = Field(
         "profiling", json_schema_extra=_effect("it names a workload of Neural Insights, which distune does not feed")
     )

@@ -14,7 +14,14 @@ from typing import Any, Literal
 from distune.config.conf import MixedPrecisionConfig, PostTrainingQuantConfig, QuantizationAwareTrainingConfig
 from distune.config.conf_check import checked_document, plain
 from distune.config.diagnostics import describe
-from distune.config.job import MetricSpec, ModelSpec, TrainSpec, TuningJob
+from distune.config.job import (
+    ComponentSpec,
+    DiagnosisSpec,
+    MetricSpec,
+    ModelSpec,
+    TrainSpec,
+    TuningJob,
+)
 from distune.config.known import KnownNames
 from distune.config.schema import Model
 from distune.config.to_job import to_job
@@ -48,6 +55,7 @@ def job_of(
     workspace: str = "",
     isolation: Literal["process", "none"] = "process",
     known: KnownNames | None = None,
+    tensorboard: bool = False,
 ) -> TuningJob:
     """The job of a config and live objects.
 
@@ -57,6 +65,7 @@ def job_of(
         live: Everything else that ``fit`` was given.
         workspace: Absolute folder of the run.
         known: Registered names to check strategy and metrics against.
+        tensorboard: Write events for TensorBoard.
 
     Raises:
         UsageError: Every problem of the config, or that things given exclude each other.
@@ -97,6 +106,8 @@ def job_of(
         evaluation=evaluation,
         seed=seed,
         isolation=isolation,
+        trackers=(ComponentSpec("tensorboard"),) if tensorboard else (),
+        diagnosis=DiagnosisSpec() if getattr(extras, "diagnosis", False) else None,
     )
 
 

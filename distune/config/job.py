@@ -273,6 +273,23 @@ class TrialLimits:
 
 
 @dataclass(frozen=True)
+class DiagnosisSpec:
+    """Which tensors of the chosen model are compared with fp32's after the run.
+
+    Attributes:
+        ops: Op names; empty means every op.
+        batches: Numbers of calibration batches, from 1.
+        tensors: Which of an op.
+        folder: Where ``diagnosis.json`` goes; ``None`` where it is not written, empty for the workspace.
+    """
+
+    ops: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (1,)
+    tensors: Literal["all", "activation", "weight"] = "all"
+    folder: str | None = ""
+
+
+@dataclass(frozen=True)
 class TuningJob:
     """One run of distune.
 
@@ -287,6 +304,8 @@ class TuningJob:
         early_verdict: A trial may end as soon as the samples left cannot change its verdict; needs a metric with a
             per-sample form. Decisions are the same without.
         ranking: Whether ops are ranked by trials on the complete evaluation set, or on its decisive samples.
+        trackers: Who is told of the run (``report.tracking``).
+        diagnosis: What is looked at after the run; ``None`` where nothing was asked for.
         workspace: Absolute folder of the run's files.
         source: The configuration file, for messages; empty from Python.
     """
@@ -311,6 +330,8 @@ class TuningJob:
     limits: TrialLimits = TrialLimits()
     early_verdict: bool = True
     ranking: Literal["full", "decisive"] = "full"
+    trackers: tuple[ComponentSpec, ...] = ()
+    diagnosis: DiagnosisSpec | None = None
     workspace: str = ""
     source: str = ""
 

@@ -17,6 +17,7 @@ class KnownNames:
         strategies: Settings (``strategy_kwargs``) of each strategy.
         datasets, transforms, filters, metrics: Arguments of each component.
         recipes: Recipes that some backend knows.
+        trackers: Arguments of each tracker.
     """
 
     strategies: Mapping[str, Parameters] = field(default_factory=dict)
@@ -25,3 +26,4 @@ class KnownNames:
     filters: Mapping[str, Parameters] = field(default_factory=dict)
     metrics: Mapping[str, Parameters] = field(default_factory=dict)
     recipes: Mapping[str, Parameters] = field(default_factory=dict)
+    trackers: Mapping[str, Parameters] = field(default_factory=dict)

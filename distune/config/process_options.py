@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from pathlib import Path
 
 from distune.config.diagnostics import describe
@@ -68,10 +67,6 @@ class Options:
         """
         if not isinstance(tensorboard, bool):
             raise UsageError(f"set_tensorboard: expected true or false, got {describe(tensorboard)}")
-        if tensorboard:
-            warnings.warn(
-                "set_tensorboard has no effect: no TensorBoard events are written yet", UserWarning, stacklevel=2
-            )
         self.tensorboard = tensorboard
 
     def next_workspace(self) -> Path:

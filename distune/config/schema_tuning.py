@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from distune.config.components import Trackers
 from distune.config.diagnostics import describe, did_you_mean
 from distune.config.faults import Context, Fault, FaultError, Section
 from distune.config.parameters import MEASURED
 from distune.config.schema_parameters import MetricSection, ParameterSection, check_names
-from distune.config.schema_quantization import NO_EFFECT
 from distune.config.values import (
     Absolute,
     Flag,
@@ -181,16 +181,16 @@ class Workspace(Section):
 
 
 class Diagnosis(Section):
-    """What 1.x dumped for debugging."""
+    """Tensors of the chosen model beside fp32's: ranges, histograms, MSE, SQNR, saturation."""
 
-    diagnosis_after_tuning: Flag = Field(False, description="Whether tensors are dumped after tuning.")
-    op_list: Names = Field((), description="Ops to look at.")
+    diagnosis_after_tuning: Flag = Field(False, description="Whether tensors are compared after tuning.")
+    op_list: Names = Field((), description="Ops to look at; all by default.")
     iteration_list: Annotated[tuple[int, ...], whole_numbers("numbers of batches", 1)] = Field(
-        (1,), description="Batches to look at."
+        (1,), description="Calibration batches to look at, counted from 1."
     )
-    inspect_type: Literal["all", "activation", "weight"] = Field("activation", description="Which tensors to dump.")
-    save_to_disk: Flag = Field(True, description="Whether the dump is kept on disk.")
-    save_path: OutputPath = Field("", description="Folder of the dump.")
+    inspect_type: Literal["all", "activation", "weight"] = Field("activation", description="Which tensors to compare.")
+    save_to_disk: Flag = Field(True, description="Whether diagnosis.json is written.")
+    save_path: OutputPath = Field("", description="Folder of diagnosis.json; the workspace by default.")
 
 
 class Latency(Section):
@@ -227,17 +227,14 @@ class Tuning(Section):
     )
     random_seed: Whole = Field(1978, ge=0, lt=2**32, description="Seed of everything random.")
     tensorboard: Flag = Field(
-        False,
-        description="Whether events for TensorBoard are written.",
-        json_schema_extra={NO_EFFECT: "no TensorBoard events are written yet"},
+        False, description="Whether events for TensorBoard are written; the same as the tracker tensorboard."
     )
+    trackers: Trackers = Field((), description="Who is told of the run: tensorboard, mlflow, or file.py:MyTracker.")
     workspace: Workspace = Field(
         default_factory=lambda: Workspace.model_construct(), description="Where the run's files go."
     )
     diagnosis: Diagnosis | None = Field(
-        None,
-        description="What 1.x dumped for debugging.",
-        json_schema_extra={NO_EFFECT: "no tensors are dumped yet"},
+        None, description="Which tensors of the chosen model are compared with fp32's at the end."
     )
     isolation: Literal["process", "none"] = Field("process", description="Where trials run.")
     limits: Limits = Field(

@@ -8,9 +8,11 @@ from typing import Any, Literal, cast
 from distune.config.job import (
     Approach,
     CalibrationSpec,
+    ComponentSpec,
     Constraint,
     CriterionSpec,
     DataloaderSpec,
+    DiagnosisSpec,
     EvaluationSpec,
     ExitPolicy,
     LatencySpec,
@@ -29,7 +31,7 @@ from distune.config.schema_data import Dataloader
 from distune.config.schema_evaluation import Accuracy, Evaluation
 from distune.config.schema_quantization import Calibration, Quantization, Rule
 from distune.config.schema_train import Train
-from distune.config.schema_tuning import Latency, Limits, Tuning
+from distune.config.schema_tuning import Diagnosis, Latency, Limits, Tuning
 from distune.config.vocabulary import DYNAMIC_FRAMEWORK, FRAMEWORKS
 from distune.config.yaml_nodes import KeyPath
 
@@ -72,9 +74,23 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         early_verdict=tuning.early_verdict,
         ranking=tuning.ranking,
         limits=_limits(tuning.limits),
+        trackers=_trackers(tuning),
+        diagnosis=_diagnosis(tuning.diagnosis),
         workspace=workspace,
         source=source,
     )
+
+
+def _trackers(tuning: Tuning) -> tuple[ComponentSpec, ...]:
+    asked = tuning.tensorboard and not any(spec.name == "tensorboard" for spec in tuning.trackers)
+    return (*tuning.trackers, *([ComponentSpec("tensorboard")] if asked else []))
+
+
+def _diagnosis(diagnosis: Diagnosis | None) -> DiagnosisSpec | None:
+    if diagnosis is None or not diagnosis.diagnosis_after_tuning:
+        return None
+    folder = diagnosis.save_path if diagnosis.save_to_disk else None
+    return DiagnosisSpec(diagnosis.op_list, diagnosis.iteration_list, diagnosis.inspect_type, folder)
 
 
 def _limits(limits: Limits) -> TrialLimits:

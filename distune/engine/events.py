@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from distune.config.job import TuningJob
 from distune.distributed.transport import WorkerInfo
@@ -100,6 +101,18 @@ class LatencyMeasured:
 
 
 @dataclass(frozen=True)
+class Diagnosed:
+    """Tensors of a trial's model were compared with fp32's.
+
+    Attributes:
+        ops: ``{op: {"activation": ..., "weight": ...}}`` in the form of ``backends.diagnosis``.
+    """
+
+    trial: Trial
+    ops: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class StageEnded:
     """A stage is over.
 
@@ -152,6 +165,7 @@ RunEvent = (
     | StageStarted
     | TrialDecided
     | LatencyMeasured
+    | Diagnosed
     | StageEnded
     | WorkersBusy
     | Warned

@@ -79,7 +79,18 @@ def rebuilt_result(
         warnings=(),
         stages=_stages(held, trials),
         trials=trials,
-        timing=TimeSpent(end, None, None, None, None, None, None, None, 0.0),
+        timing=TimeSpent(
+            total_s=end,
+            startup_s=None,
+            baseline_s=None,
+            calibration_s=None,
+            quantize_s=None,
+            accuracy_s=None,
+            inference_s=None,
+            compile_s=None,
+            latency_s=None,
+            idle_s=0.0,
+        ),
     )
 
 

@@ -196,7 +196,6 @@ def test_an_int_where_a_float_is_meant_is_fine() -> None:
     [
         ({"domain": "nlp"}, "domain"),
         ({"reduce_range": True}, "reduce_range"),
-        ({"diagnosis": True}, "diagnosis"),
         ({"example_inputs": [1, 2]}, "example_inputs"),
         ({"ni_workload_name": "mine"}, "ni_workload_name"),
     ],
@@ -220,8 +219,11 @@ def test_options_are_checked(tmp_path: Path) -> None:
         set_random_seed(-1)
     with pytest.raises(UsageError, match="no journal"):
         set_resume_from(tmp_path)
-    with pytest.warns(UserWarning, match="no TensorBoard events"):
-        set_tensorboard(True)
+    set_tensorboard(True)
+    assert options.tensorboard
+    with pytest.raises(UsageError, match="set_tensorboard"):
+        set_tensorboard("yes")  # type: ignore[arg-type]
+    set_tensorboard(False)
 
 
 def test_each_fit_of_a_script_has_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from distune.config.job import (
     Constraint,
     CriterionSpec,
     DataloaderSpec,
+    DiagnosisSpec,
     EvaluationSpec,
     ExitPolicy,
     LatencySpec,
@@ -230,7 +231,6 @@ def test_a_strategy_of_ones_own_is_named_with_its_file(load: Load, folder: Path)
 def test_what_has_no_effect_is_said_with_its_place(load: Load, folder: Path) -> None:
     warnings = load(TUNED + "evaluation: {accuracy: {configs: {kmp_blocktime: 1}}}").warnings
     assert [warning.split(": has no effect")[0] for warning in warnings] == [
-        f"{folder}/cfg.yaml:13:3: tuning.tensorboard",
         f"{folder}/cfg.yaml:14:35: evaluation.accuracy.configs.kmp_blocktime",
     ]
     assert load(CONSTRAINED).warnings == ()
@@ -245,7 +245,20 @@ def test_a_recipe_of_inc_that_is_not_here_may_stand_at_its_default(load: Load) -
 
 
 def test_a_default_that_is_written_out_is_no_warning(load: Load) -> None:
-    assert load("tuning: {tensorboard: false}").warnings == ()
+    assert load("quantization: {calibration: {dataloader: {dataset: dummy, distributed: false}}}").warnings == ()
+
+
+def test_tensorboard_is_a_tracker(load: Load) -> None:
+    assert load(f"{DYNAMIC}tuning: {{tensorboard: true}}").job().trackers == (ComponentSpec("tensorboard"),)
+    both = f"{DYNAMIC}tuning: {{tensorboard: true, trackers: {{tensorboard: {{log_dir: /tb}}, mlflow: {{}}}}}}"
+    assert load(both).job().trackers == (ComponentSpec("tensorboard", {"log_dir": "/tb"}), ComponentSpec("mlflow"))
+
+
+def test_what_to_diagnose(load: Load) -> None:
+    given = "{diagnosis_after_tuning: true, op_list: [conv1, fc], iteration_list: [1, 3], inspect_type: weight}"
+    job = load(f"{DYNAMIC}tuning: {{diagnosis: {given}}}").job()
+    assert job.diagnosis == DiagnosisSpec(("conv1", "fc"), (1, 3), "weight")
+    assert load(f"{DYNAMIC}tuning: {{diagnosis: {{op_list: [conv1]}}}}").job().diagnosis is None
 
 
 def test_user_code_and_paths_are_relative_to_the_file(load: Load, folder: Path) -> None:
