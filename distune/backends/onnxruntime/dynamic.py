@@ -99,8 +99,10 @@ class _Writer:
 
     def _product(self, node: onnx.NodeProto, weight: tuple[str, str, str], output: str) -> list[onnx.NodeProto]:
         nodes, (data, scale, zero_point) = self._activation(node.input[0])
+        # A zero point of zero is left out: ONNX Runtime takes a vector of them, zeros too, by a slower kernel.
+        own_zero = [weight[2]] if self._value(weight[2]).any() else []
         integers = helper.make_node(
-            "MatMulInteger", [data, weight[0], zero_point, weight[2]], [f"{output}_integer"], node.name
+            "MatMulInteger", [data, weight[0], zero_point, *own_zero], [f"{output}_integer"], node.name
         )
         return [*nodes, integers, *_to_float(node.name, f"{output}_integer", (scale, weight[1]), output)]
 
