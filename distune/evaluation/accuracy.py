@@ -96,6 +96,7 @@ class Evaluator:
         self._reference: list[Any] | None = None
         self._order: SampleOrder | None = None
         self._forms: tuple[PerSampleForm, ...] = ()
+        self._can_bound = False
         if spec.eval_func is not None:
             self._eval_func, self._eval_name = resolve_eval_func(spec.eval_func)
             return
