@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_INTERRUPTED = 75
+
+PATIENCE_S = 9.5
+"""What an orderly end may take of a process that is distune's own: batch systems kill soon after."""
 
 
 class Interruption:
@@ -34,23 +41,54 @@ class Interruption:
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
+def interruptible(own_process: bool = False) -> Iterator[Interruption]:
     """INT, TERM and USR1 become a request for an orderly end; a second Ctrl-C ends at once.
 
     In another thread than the main one signals stay as they are: Python allows no other.
+
+    Args:
+        own_process: The process is the command line's, not a user's program. Then the second Ctrl-C ends it without
+            any further word, and so does an orderly end that takes longer than ``PATIENCE_S`` (a function of the
+            user's that runs in this process, a file system that hangs): every result is on disk by then.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
+    asked, ask = os.pipe()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _end_now if own_process else signal.default_int_handler)
+        os.write(ask, b"!")
         interruption.request(f"{signal.Signals(number).name} received")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    over, finish = os.pipe()
+    watch = threading.Thread(target=_watch, args=(asked, over), name="distune-interruption", daemon=True)
+    if own_process:
+        watch.start()
     try:
         yield interruption
     finally:
+        os.close(finish)
+        if own_process:
+            watch.join()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for descriptor in (asked, ask, over):
+            os.close(descriptor)
+
+
+def _watch(asked: int, over: int) -> None:
+    """Until ``over`` is closed at its other end; ends the process where that takes too long once somebody asked."""
+    readable, _, _ = select.select([asked, over], [], [])
+    if over not in readable and not select.select([over], [], [], PATIENCE_S)[0]:
+        os.write(2, b"distune: the orderly end takes too long; what was journalled is kept\n")
+        os._exit(_INTERRUPTED)
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    """The children die with this process, the journal is on disk, and a dead run's lock is taken over."""
+    show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
+    os.write(2, show_cursor + b"\ndistune: ended at once\n")
+    os._exit(_INTERRUPTED)

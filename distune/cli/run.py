@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
     with json_channel(arguments.json) as channel:
         if arguments.sigopt_file is not None:
             return script.main(arguments, channel)
-        with interruptible() as interruption:
+        with interruptible(own_process=True) as interruption:
             return (_rank if ranks else _alone)(arguments, interruption, channel)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.topology import worker_info
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo
 from distune.distributed.worker import InlineWorker, Worker, pack_job, wait_for
-from distune.errors import TransportError
+from distune.errors import TransportError, WorkspaceError
 from distune.trial.messages import Broadcast, Request
 
 
@@ -107,7 +108,8 @@ class LocalTransport(Transport):
     def close(self, exit_code: int = 0) -> None:
         for rank, worker in self._workers.items():
             worker.close()
-            self._log.write(rank, worker.take_output())
+            with suppress(WorkspaceError):  # last words that a full disk does not take change no outcome
+                self._log.write(rank, worker.take_output())
         self._workers.clear()
         self._unsettle()
 

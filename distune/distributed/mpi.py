@@ -39,7 +39,7 @@ from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.topology import host_name, launched_rank, worker_info
 from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
 from distune.distributed.worker import InlineWorker, Worker, pack_job, wait_for
-from distune.errors import DistuneError, TransportError, UsageError
+from distune.errors import DistuneError, TransportError, UsageError, WorkspaceError
 from distune.trial.messages import Broadcast, Request
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def run_ranks(
 ) -> int:
     """Be what this rank is: the master on rank 0, an agent elsewhere; returns the exit code, the same on all ranks.
 
-    USR1, which launchers and Slurm hand to every rank, is for rank 0 alone, whose caller handles it: agents end when
-    rank 0 tells them to. A rank that does not end when told (``isolation: none``, in mid-trial) is ended by aborting
-    the job with that exit code, as the last thing of all.
+    USR1 and TERM, which launchers and Slurm hand to every rank, are for rank 0 alone, whose caller handles them: agents
+    end when rank 0 tells them to, or when rank 0 or their launcher has gone. A rank that does not end when told
+    (``isolation: none``, in mid-trial) is ended by aborting the job with that exit code, as the last thing of all.
 
     Args:
         master: The whole run as rank 0 sees it. Gets a function that opens the transport, and returns the exit code.
@@ -131,9 +131,10 @@ def run_ranks(
 
 
 def leave_signals_to_rank_0() -> None:
-    """On the ranks above 0: ignore USR1. A rank's process calls this as early as it can."""
+    """On the ranks above 0: ignore USR1 and TERM. A rank's process calls this as early as it can."""
     if launched_rank() and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def serve(communicator: Any) -> int:
@@ -310,7 +311,7 @@ class MpiTransport(Transport):
         for rank in alive:
             self._link.send(rank, p.Leave(exit_code))
         self._own.close()
-        self._log.write(0, self._own.take_output())
+        self._keep_output(0, self._own.take_output())
         self._unsettle()
         self.stuck = frozenset(_see_off(self._link, alive, self._on_message))
 
@@ -430,7 +431,15 @@ class MpiTransport(Transport):
 
     def _on_message(self, source: int, message: object) -> None:
         if isinstance(message, p.Output):
-            self._log.write(source, message.data)
+            self._keep_output(source, message.data)
+
+    def _keep_output(self, rank: int, data: bytes) -> None:
+        """Log what a worker has printed; at the end, what a full disk does not take changes no outcome any more."""
+        try:
+            self._log.write(rank, data)
+        except WorkspaceError:
+            if not self._closed:
+                raise
 
 
 def _see_off(link: MpiLink, ranks: set[int], on_message: Callable[[int, object], None]) -> set[int]:

@@ -188,10 +188,17 @@ def survives_losses(environment: Mapping[str, str] | None = None) -> bool:
 def import_mpi() -> Any:
     """The ``MPI`` module of mpi4py; importing it initialises MPI.
 
+    Where the job may lose ranks they end without ``MPI_Finalize``: seen with Open MPI 5.0, it can wait for a dead rank
+    for ever. The launcher takes such an end for what it is, with its exit code, and cleans up after it.
+
     Raises:
         MissingExtraError: mpi4py is not installed.
     """
     try:
+        import mpi4py
+
+        if survives_losses():
+            mpi4py.rc.finalize = False  # has no effect where the user's program has imported MPI before
         from mpi4py import MPI
     except ImportError as error:
         raise MissingExtraError("mpi4py", "mpi", "where mpirun starts the ranks") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from distune.journal.files import workspace_error
+
 
 class OutputLog:
     """Keeps what worker N prints in ``rank-N.log`` of a folder, or passes it on to standard error.
@@ -15,15 +17,25 @@ class OutputLog:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._broken = False
 
     def write(self, rank: int, data: bytes) -> None:
-        """Add ``data`` of worker ``rank``."""
-        if not data:
+        """Add ``data`` of worker ``rank``.
+
+        Raises:
+            WorkspaceError: It cannot be written; said once, what comes after that is dropped.
+        """
+        if not data or self._broken:
             return
         if self._folder is None:
             sys.stderr.write(data.decode(errors="replace"))
             sys.stderr.flush()
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / f"rank-{rank}.log", "ab") as log:
-            log.write(data)
+        path = self._folder / f"rank-{rank}.log"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as log:
+                log.write(data)
+        except OSError as error:
+            self._broken = True
+            raise workspace_error("write", path, error) from error

@@ -103,15 +103,29 @@ class Tuner:
             outcome = self._tune()
         except Interrupted as interruption:
             outcome = self._outcome("interrupted", failure=str(interruption))
+        except WorkspaceError as error:
+            if self._judging is None:
+                raise
+            outcome = self._outcome("interrupted", failure=str(error))  # the disk is full, say: what was kept is kept
         except UsageError:
             raise
         except DistuneError as error:
             outcome = self._outcome("failed", failure=str(error))
         finally:
-            if self._journal is not None:
-                self._journal.close()
+            unkept = self._close_journal()
+        if unkept is not None and outcome.outcome != "interrupted":
+            outcome = self._outcome("interrupted", failure=str(unkept))
         self._tell(events.RunEnded(outcome))
         return outcome
+
+    def _close_journal(self) -> WorkspaceError | None:
+        """Close it; gives the error where its last records could not be written (the next start makes them anew)."""
+        if self._journal is not None:
+            try:
+                self._journal.close()
+            except WorkspaceError as error:
+                return error
+        return None
 
     # ------------------------------------------------------------------------------------------------------ phases
 

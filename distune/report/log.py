@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from distune.engine import events
 from distune.errors import DistuneError, UsageError
+from distune.journal.files import workspace_error
 from distune.report import words
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -30,6 +32,13 @@ def log_level(environment: Mapping[str, str]) -> int:
     return logging.INFO
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk does not take is given up: the journal beside it meets the same and ends the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 class LogListener(events.Listener):
     """Logs every event of a run. Use as a context manager, so that the file is closed.
 
@@ -38,11 +47,17 @@ class LogListener(events.Listener):
     Args:
         path: Appended to; what trials of this rank print is there as well.
         level: Lines below it are left out.
+
+    Raises:
+        WorkspaceError: The file cannot be opened.
     """
 
     def __init__(self, path: Path, level: int = logging.INFO) -> None:
         self._logger = logging.getLogger("distune")
-        self._handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+        try:
+            self._handler = _LogFile(path, mode="a", encoding="utf-8")
+        except OSError as error:
+            raise workspace_error("write", path, error) from error
         self._handler.setFormatter(logging.Formatter(_FORMAT))
         self._before = self._logger.level
         self._logger.addHandler(self._handler)
@@ -54,7 +69,8 @@ class LogListener(events.Listener):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._logger.removeHandler(self._handler)
         self._logger.setLevel(self._before)
-        self._handler.close()
+        with suppress(OSError):  # see _LogFile
+            self._handler.close()
 
     def failed(self, error: Exception) -> None:
         """The run ended by ``error``; with the traceback where that is a defect of distune."""
