@@ -39,6 +39,26 @@ set_up() {
     printf '%s\n' "$wanted" >"$stamp"
 }
 
+# Makes .venv-mpich: MPICH and an mpi4py of its own (which takes the libmpi beside it), all else from .venv. The two MPIs
+# cannot share an environment: both bring mpirun and libmpi. Leaves its interpreter in MPICH_PYTHON.
+set_up_mpich() {
+    local folder="$ROOT/.venv-mpich" stamp wanted site
+    MPICH_PYTHON="$folder/bin/python"
+    stamp="$folder/.distune-set-up"
+    wanted="$(fingerprint mpich)"
+    if [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]]; then
+        return
+    fi
+    say "installing MPICH into .venv-mpich"
+    rm -rf "$folder"
+    "$VENV/bin/python" -m venv --without-pip "$folder"
+    "$VENV/bin/python" -m pip --python "$MPICH_PYTHON" install --quiet --quiet --disable-pip-version-check --no-deps \
+        mpich mpi4py -c launch/constraints.txt
+    site="$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    printf '%s\n%s\n' "$ROOT" "$site" >"$("$MPICH_PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
 make_venv() {
     if [[ -x "$VENV/bin/python" ]] && "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         return
