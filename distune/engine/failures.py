@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import NoReturn
 
 from distune.errors import DistuneError, UsageError, UserCodeError
-from distune.trial.messages import Failure
+from distune.trial.messages import Failure, ResultBody
+
+
+def reason_of(body: ResultBody) -> str:
+    """Why there is no answer of the kind that was asked for."""
+    return body.message if isinstance(body, Failure) else f"unexpected answer {type(body).__name__}"
 
 
 def raise_failure(failure: Failure, prefix: str = "") -> NoReturn:

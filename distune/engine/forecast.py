@@ -125,6 +125,8 @@ class _Worker:
                 return m.Latency(ratio, ratio, ratio, ratio, 1.0, 1, 1, 1, "simulated"), took.latency_s
             case m.MeasureFootprint():
                 return m.Footprint(1, 1), took.latency_s
+            case m.Diagnose():
+                return m.ProbeAnswer({}), took.quantize_s + took.probe_s
             case m.Export():
                 return m.Exported({"model": b""}, {}), took.quantize_s
             case m.Probe():

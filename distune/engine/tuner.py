@@ -16,7 +16,7 @@ from typing import Any
 
 from distune.config.job import DataloaderSpec, StrategySpec, TuningJob
 from distune.distributed.transport import Event, Transport, WorkerInfo, WorkerLost
-from distune.engine import events
+from distune.engine import diagnosis, events
 from distune.engine.book import TrialBook
 from distune.engine.calibration import Calibrator
 from distune.engine.decisions import DecisionLog
@@ -184,6 +184,8 @@ class Tuner:
             self._job.calibration.sampling_sizes,
         )
         self._space = replace(self._space, parameters=self._job.parameters)
+        if unknown := diagnosis.unknown_ops(self._job, self._space):
+            raise UsageError(f"tuning.diagnosis.op_list: no op of the model is named {', '.join(unknown)}")
         for warning in self._space.warnings:
             self._warn(warning)
         self._calibrator = Calibrator(
@@ -298,9 +300,24 @@ class Tuner:
                 f"the best quantized model is slower than fp32 here ({trial.latency.ratio:.2f} x its latency): "
                 f"keep fp32 unless size is what counts"
             )
-        return self._outcome(
-            self._ending(judging, met=trial.met), best=trial, exported=self._export(trial), tied=choice.tied
-        )
+        exported = self._export(trial)
+        self._diagnose(judging, trial)
+        return self._outcome(self._ending(judging, met=trial.met), best=trial, exported=exported, tied=choice.tied)
+
+    def _diagnose(self, judging: Judging, best: Trial) -> None:
+        """Look at tensors: those asked for, or those of the ops that hurt. The run stands without it."""
+        assert self._space is not None  # set by _open_journal
+        wanted = diagnosis.requests(self._job, self._space, self._book.trials, best, judging.op_impact)
+        if wanted is None:
+            return
+        trial, request = wanted
+        assert self._calibrator is not None  # set by _open_journal
+        self._calibrator.ensure(trial.config)
+        found = diagnosis.look(self._dispatcher, trial, request)
+        if isinstance(found, diagnosis.Diagnosis):
+            self._tell(events.Diagnosed(found.trial, found.ops))
+        elif self._job.diagnosis is not None:
+            self._warn(f"the tensors could not be compared: {found}")
 
     def _choose(self) -> Choice | None:
         baseline = self._objective_baseline()

@@ -20,6 +20,7 @@ from distune.trial.messages import (
     Accuracy,
     Baseline,
     Calibrate,
+    Diagnose,
     Export,
     Failure,
     Footprint,
@@ -82,6 +83,9 @@ def request_key(body: RequestBody) -> str:
             return f"footprint:{body.config.hash}"
         case Probe():
             return f"{_question(body)}{_digest(body.ops)}:{body.shard}/{body.shards}"
+        case Diagnose():
+            looked_at = _digest((body.ops, body.batches, body.tensors))
+            return f"diagnose:{body.config.hash}:{looked_at}"
         case Export():
             return f"export:{body.config.hash}"
 

@@ -6,7 +6,6 @@ an ``Evidence``. It needs neither the model nor the data, and reads a run that w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from distune.journal.replay import decisions, decode_result
 from distune.report.rebuilt import rebuilt_result
 from distune.report.result import RunResult
 from distune.space.op_config import TuningConfig
-from distune.trial.messages import Failure
+from distune.trial.messages import Failure, ProbeAnswer
 
 SpanKind = Literal["baseline", "judge", "latency", "footprint", "probe", "lost", "failed"]
 
@@ -28,6 +27,7 @@ _KINDS: Mapping[str, SpanKind] = {
     "latency": "latency",
     "footprint": "footprint",
     "probe": "probe",
+    "diagnose": "probe",
 }
 """Kind of a span by the first word of its request's key; what is not here judges a model."""
 
@@ -69,7 +69,8 @@ class Evidence:
         ops: Ops of the tuning space, in graph order.
         configs: Tuning config of each judged trial, by id.
         spans: What the ranks did, in the order of the journal.
-        diagnosis: Per-op distributions that the run kept, by op; empty where it kept none.
+        diagnosis: Tensors of ops beside fp32's, by op, in the form of ``backends.diagnosis``; empty where the run
+            looked at none.
     """
 
     path: Path
@@ -93,7 +94,7 @@ class Evidence:
             raise UsageError(f"{path} is not a folder; give the workspace of a run (the one with result.json)")
         if not journal.is_file():
             if written.is_file():
-                return cls(path, RunResult.from_json(written.read_bytes()), True, {}, diagnosis=_diagnosis(path))
+                return cls(path, RunResult.from_json(written.read_bytes()), True, {})
             raise UsageError(f"{path} holds no run: neither journal.jsonl nor result.json is there")
         try:
             records = read_records(journal)
@@ -106,7 +107,7 @@ class Evidence:
             raise UsageError(f"{journal} cannot be read: {error}") from error
         result, ended = _result(written, records, held, ops, configs)
         settings = {key: value for record in records[:1] for key, value in record.data.items()}
-        return cls(path, result, ended, settings, ops, configs, _spans(records), _diagnosis(path))
+        return cls(path, result, ended, settings, ops, configs, _spans(records), _diagnosis(records))
 
 
 def _result(
@@ -173,15 +174,13 @@ def _spans(records: Sequence[Record]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _diagnosis(path: Path) -> Mapping[str, Any]:
-    file = path / "diagnosis.json"
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UsageError(f"{file} is damaged: {error}; delete it, the report does without") from error
-    return content if isinstance(content, dict) else {}
+def _diagnosis(records: Sequence[Record]) -> Mapping[str, Any]:
+    for record in reversed(records):
+        if record.kind == "result" and str(record.data.get("key", "")).startswith("diagnose:"):
+            _, body, _ = decode_result(record.data)
+            if isinstance(body, ProbeAnswer):
+                return body.data
+    return {}
 
 
 __all__ = ["Evidence", "OpFacts", "Span"]

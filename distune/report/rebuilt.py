@@ -100,7 +100,9 @@ def _is_new_trial(decision: Mapping[str, Any], configs: Mapping[int, TuningConfi
 
 def _trial(decision: Mapping[str, Any], configs: Mapping[int, TuningConfig], known: Mapping[str, Known]) -> TrialEntry:
     config = configs[decision["trial"]]
-    judged = next((known[key] for how in ("exact", "verdict") if (key := f"judge:{config.hash}:{how}") in known), None)
+    own = {key: one for key, one in known.items() if key.startswith(f"judge:{config.hash}:")}
+    judged = next((one for key, one in own.items() if key.endswith(":deployed")), None)  # judged last, and counts
+    judged = judged or next((one for key, one in own.items() if key.endswith(":exact")), next(iter(own.values()), None))
     body = None if judged is None else judged.body
     meta: Mapping[str, Any] = {} if judged is None else judged.meta
     accuracy = body if isinstance(body, Accuracy) else None

@@ -107,13 +107,30 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Diagnose:
+    """Compare tensors of the model of ``config`` with fp32's. Answer: ``ProbeAnswer``, with what
+    ``Backend.diagnose`` gives in ``data``.
+
+    Attributes:
+        ops: Op names.
+        batches: Numbers of batches of the calibration data (else of the evaluation data), from 1.
+        tensors: Which of an op.
+    """
+
+    config: TuningConfig
+    ops: tuple[str, ...]
+    batches: tuple[int, ...] = (1,)
+    tensors: Literal["all", "activation", "weight"] = "all"
+
+
+@dataclass(frozen=True)
 class Export:
     """Quantize by ``config`` and return the files of the deployable model. Answer: ``Exported``."""
 
     config: TuningConfig
 
 
-RequestBody = Inspect | Baseline | Calibrate | Judge | MeasureLatency | MeasureFootprint | Probe | Export
+RequestBody = Inspect | Baseline | Calibrate | Judge | MeasureLatency | MeasureFootprint | Probe | Diagnose | Export
 
 
 @dataclass(frozen=True)
@@ -291,7 +308,8 @@ class Footprint:
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """Answer to ``Probe``: a score by op name (group), or plain values in ``data`` for kinds that give other things."""
+    """Answer to ``Probe`` and ``Diagnose``: a score by op name (group), or plain values in ``data`` for kinds that give
+    other things."""
 
     scores: Mapping[str, float]
     data: Mapping[str, Any] = field(default_factory=dict)

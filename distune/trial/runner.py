@@ -123,6 +123,8 @@ class Runner:
                 return self._footprint(body.config)
             case m.Probe():
                 return self._probe(body)
+            case m.Diagnose():
+                return self._diagnose(body)
             case m.Export():
                 return self._export(body.config)
 
@@ -229,6 +231,21 @@ class Runner:
         elif batches:
             scores = backend.probe(body.kind, body.config, body.ops, [batch.feed for batch in batches], body.args)
         return m.ProbeAnswer(scores, seconds=self._clock() - start)
+
+    def _diagnose(self, body: m.Diagnose) -> m.ProbeAnswer:
+        start = self._clock()
+        backend = self._backend()
+        source = self._calibration() or self._evaluation()
+        if source is None and body.tensors != "weight":
+            raise DataError("tensors are compared on data: give quantization.calibration.dataloader")
+        infos = backend.facts().inputs
+        wanted = {number - 1 for number in body.batches}
+        head = () if source is None else source.head((max(wanted) + 1) * source.batch_size)
+        feeds = [to_feed(batch.inputs, infos) for batch in head if batch.index in wanted]
+        if source is not None and len(feeds) < len(wanted):
+            raise DataError(f"there is no batch {max(wanted) + 1} to compare tensors on: the data have fewer")
+        found = backend.diagnose(body.config, body.ops, feeds, body.tensors)
+        return m.ProbeAnswer({}, found, self._clock() - start)
 
     def _export(self, config: TuningConfig) -> m.Exported:
         exported = self._backend().export(config)

@@ -232,7 +232,8 @@ script-src 'unsafe-inline'; img-src data:">
 <section><h2>Floating point</h2>{fallback}</section>
 <section id="timeline" hidden><h2>Who did what, when</h2><div class="chart" id="timeline-chart"></div></section>
 <section><h2>Stages</h2>{stages}</section>
-<section id="diagnosis" hidden><h2>Distributions of the ops that hurt</h2>
+<section id="diagnosis" hidden><h2>Distributions</h2>
+<p class="note">Tensors on calibration data, counts on a logarithmic scale; dashed: the range that is quantized.</p>
 <div class="chart grid" id="diagnosis-charts"></div></section>
 <section id="trials" hidden><h2>Trials</h2>
 <div class="controls"><label>Filter <input id="filter" type="search" placeholder="stage, op, recipe, reason"></label>

@@ -258,13 +258,16 @@
     const box = { left: 10, right: 330, top: 24, bottom: 120 };
     const chart = frame(340, 150, title);
     const x = scale([edges[0], edges[edges.length - 1]], [box.left, box.right]);
-    const peak = Math.log1p(Math.max(...counts));
+    const other = shown.quantized_counts || counts.map(() => 0);
+    const peak = Math.log1p(Math.max(...counts, ...other)) || 1;
+    const height = (count) => (Math.log1p(count) / peak) * (box.bottom - box.top);
     counts.forEach((count, index) => {
-      const height = (Math.log1p(count) / (peak || 1)) * (box.bottom - box.top);
-      const mark = svg("rect", { class: "mark", x: x(edges[index]), width: Math.max(1, x(edges[index + 1]) - x(edges[index]) - 0.5), y: box.bottom - height, height, fill: css("quantized") });
-      hint(mark, `${edges[index].toPrecision(3)} to ${edges[index + 1].toPrecision(3)}: ${count}`);
+      const mark = svg("rect", { class: "mark", x: x(edges[index]), width: Math.max(1, x(edges[index + 1]) - x(edges[index]) - 0.5), y: box.bottom - height(count), height: height(count), fill: css("float"), "fill-opacity": 0.6 });
+      hint(mark, `${edges[index].toPrecision(3)} to ${edges[index + 1].toPrecision(3)}\nfp32 ${count}, quantized ${other[index]}`);
       chart.append(mark);
     });
+    const outline = other.flatMap((count, index) => [edges[index], edges[index + 1]].map((edge) => `${x(edge)},${box.bottom - height(count)}`));
+    chart.append(svg("polyline", { points: outline.join(" "), fill: "none", stroke: css("quantized"), "stroke-width": 1.5, "pointer-events": "none" }));
     for (const bound of shown.clip || []) chart.append(svg("line", { class: "target", x1: x(bound), x2: x(bound), y1: box.top, y2: box.bottom }));
     chart.append(svg("text", { x: box.left, y: 14 }, title));
     for (const [at, anchor] of [[0, "start"], [edges.length - 1, "end"]]) {
@@ -273,20 +276,27 @@
     listen(chart);
     return chart;
   }
+  function figures(shown) {
+    const parts = [];
+    if (typeof shown.sqnr_db === "number") parts.push(`SQNR ${shown.sqnr_db.toFixed(1)} dB`);
+    if (typeof shown.mse === "number") parts.push(`MSE ${shown.mse.toPrecision(3)}`);
+    if (shown.saturation) parts.push(`${(100 * shown.saturation).toPrecision(2)}% saturated`);
+    return parts.join(", ");
+  }
   function diagnosis() {
-    const ops = Object.entries(data.diagnosis.ops || {});
+    const ops = Object.entries(data.diagnosis).filter(([, tensors]) => Object.keys(tensors).length);
     if (!ops.length) return;
-    const panels = ops.map(([name, facts]) => {
+    const panels = ops.map(([name, tensors]) => {
       const panel = html("div", {}, html("h3", {}, name));
-      const figures = [["sqnr_db", "SQNR", " dB"], ["mse", "MSE", ""], ["saturation", "saturated", ""]]
-        .filter(([key]) => typeof facts[key] === "number").map(([key, label, unit]) => `${label} ${facts[key].toPrecision(3)}${unit}`);
-      panel.append(html("p", { class: "note" }, figures.join(", ")));
-      if (facts.activation) panel.append(histogram("activation (calibration data)", facts.activation));
-      if (facts.weight) panel.append(histogram("weight", facts.weight));
+      for (const [kind, shown] of Object.entries(tensors)) {
+        if (!shown.edges) continue;
+        panel.append(html("p", { class: "note" }, figures(shown)), histogram(kind, shown));
+      }
       return panel;
     });
     byId("diagnosis").hidden = false;
     byId("diagnosis-charts").replaceChildren(...panels);
+    byId("diagnosis").append(legend([["float", "fp32"], ["quantized", "quantized (line)"]]));
   }
 
   // -------------------------------------------------------------------------------------------------------- trials
