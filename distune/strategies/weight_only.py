@@ -17,6 +17,7 @@ from distune.strategies.stage import Candidate, ProbeResult, Stage
 
 _PROBED_BATCHES = 2
 _ALGORITHMS = ("RTN", "HQQ", "GPTQ", "AWQ")
+_MATMULS = ("MatMul", "Linear")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _apply_preset(space: TuningSpace, preset: Preset, sampling_size: int) -> Tun
         return None
     config = space.effective(replace(space.default().with_ops(changes), sampling_size=sampling_size))
     if preset.disable_last_matmul:
-        last = [group for group in space.groups if space.group_type(group) == "MatMul"]
+        last = [group for group in space.groups if space.group_type(group) in _MATMULS]
         if not last:
             return None
         config = space.fallback(config, last[-1:])

@@ -49,7 +49,7 @@ def batch(rows: int = 16) -> tuple[np.ndarray, np.ndarray]:
 
 def closure(net: nn.Module) -> Callable[[], torch.Tensor]:
     inputs, labels = batch()
-    return loss_of(net, ("x",), {"x": inputs}, labels, functional.cross_entropy)
+    return loss_of(net, (torch.from_numpy(inputs),), labels, functional.cross_entropy)
 
 
 def exact(net: Net, name: str) -> float:
@@ -109,7 +109,7 @@ def test_fused_attention_is_differentiated_twice() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
     inputs = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
     labels = np.zeros((2, 5, 8), np.float32)
-    loss = loss_of(layer, ("x",), {"x": inputs}, labels, functional.mse_loss)
+    loss = loss_of(layer, (torch.from_numpy(inputs),), labels, functional.mse_loss)
     found = hessian_traces(loss, {"attention": layer.self_attn.in_proj_weight, "ffn": layer.linear1.weight}, 1, 0)
     assert all(np.isfinite(trace.value) and trace.vectors for trace in found.values())
 
@@ -132,17 +132,17 @@ def test_the_loss_may_be_a_function_a_class_or_a_name(tmp_path: Path) -> None:
 
 def test_what_the_loss_does_wrong_is_said(net: Net) -> None:
     inputs, labels = batch()
-    feed = {"x": inputs}
+    feed = (torch.from_numpy(inputs),)
     with pytest.raises(UsageError, match="carry none"):
-        loss_of(net, ("x",), feed, None, functional.cross_entropy)
+        loss_of(net, feed, None, functional.cross_entropy)
     with pytest.raises(UsageError, match=r"shape \[16\]"):
-        loss_of(net, ("x",), feed, labels, lambda o, t: functional.cross_entropy(o, t, reduction="none"))()
+        loss_of(net, feed, labels, lambda o, t: functional.cross_entropy(o, t, reduction="none"))()
     with pytest.raises(UserCodeError, match="no such thing"):
-        loss_of(net, ("x",), feed, labels, _raising)()
-    nan = loss_of(net, ("x",), feed, labels, lambda o, t: o.sum() * float("nan"))
+        loss_of(net, feed, labels, _raising)()
+    nan = loss_of(net, feed, labels, lambda o, t: o.sum() * float("nan"))
     with pytest.raises(TrialError, match="batch 4 is nan"):
         hessian_traces(nan, weights(net), 1, 4)
-    detached = loss_of(net, ("x",), feed, labels, lambda o, t: o.detach().sum())
+    detached = loss_of(net, feed, labels, lambda o, t: o.detach().sum())
     with pytest.raises(TrialError, match="no gradient"):
         hessian_traces(detached, weights(net), 1, 0)
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distune.backends.base import Feed
+from distune.backends.base import LabelledBatch
+from distune.backends.pytorch.program import ExportedModule
+from distune.backends.pytorch.qparams import weight_qparams
+from distune.backends.pytorch.runnable import arguments_of, intra_op_threads
+from distune.backends.weight_only.quantize import quantize_weight
 from distune.config.imports import import_object
 from distune.data.user_code import user_code
 from distune.errors import TrialError, UsageError
+from distune.space.capability import Capability
+from distune.space.op_config import OpConfig, TuningConfig
 
 LOSS = "hawq_v2_loss"
 """Setting of the strategy that names the loss."""
@@ -101,17 +107,47 @@ def hessian_traces(
                 value.requires_grad_(before)
 
 
+def hessian_scores(
+    model: ExportedModule,
+    capability: Capability,
+    config: TuningConfig,
+    groups: Sequence[str],
+    batches: Sequence[LabelledBatch],
+    loss: Loss,
+    seed: int,
+) -> dict[str, float]:
+    """The score of each group that has weights, the mean over ``batches``; 0 for what ``config`` does not quantize.
+
+    Raises:
+        UserCodeError, UsageError, TrialError: As ``loss_of`` and ``hessian_traces``.
+    """
+    members = [op for op in capability.ops if op.group in set(groups) and op.has_weight and op.name in config.by_name]
+    factors = {op.name: _perturbation(model, op.name, config.by_name[op.name]) for op in members}
+    names = dict.fromkeys(model.op[op.name].weight for op in members if factors[op.name] > 0)
+    module = model.graph_module
+    tensors = dict((*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)))
+    weights = {name: tensors[name] for name in names}
+    scores = {op.group: 0.0 for op in members}
+    for batch in batches:
+        with intra_op_threads(1):
+            closure = loss_of(module, arguments_of(model, batch.feed), batch.labels, loss)
+            traces = hessian_traces(closure, weights, seed, batch.index)
+        for op in members:
+            if factors[op.name] > 0:
+                scores[op.group] += factors[op.name] * traces[model.op[op.name].weight].value
+    return {group: score / len(batches) for group, score in scores.items()}
+
+
 def perturbation(weight: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
     """``|Q(W) - W|^2 / n``: the factor that turns a trace into the score of an op."""
     difference = rounded.astype(np.float64) - weight
     return float(np.square(difference).mean()) if difference.size else 0.0
 
 
-def loss_of(module: nn.Module, inputs: tuple[str, ...], feed: Feed, labels: Any, loss: Loss) -> Callable[[], Tensor]:
+def loss_of(module: nn.Module, arguments: Sequence[Tensor | None], labels: Any, loss: Loss) -> Callable[[], Tensor]:
     """The loss of ``module`` on one batch, for ``hessian_traces``.
 
     Args:
-        inputs: Names of the feed in the order of the module's arguments.
         labels: As the data give them.
 
     Raises (the closure):
@@ -123,7 +159,7 @@ def loss_of(module: nn.Module, inputs: tuple[str, ...], feed: Feed, labels: Any,
     target = _target(labels)
 
     def compute() -> Tensor:
-        output = module(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in inputs))
+        output = module(*arguments)
         with user_code(LOSS):
             value = loss(output, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -151,6 +187,20 @@ def resolve_loss(given: Any) -> Loss:
         raise UsageError(f"{LOSS}: {given!r} is a {type(found).__name__}, not a function (output, target) -> loss")
     loss: Loss = found
     return loss
+
+
+def _perturbation(model: ExportedModule, name: str, config: OpConfig) -> float:
+    if config.weight is None or not config.is_quantized or not model.op[name].weight:
+        return 0.0
+    weight = model.tensor(model.op[name].weight).float()
+    if config.mode == "weight_only":
+        rounding = replace(config.weight, algorithm="HQQ" if config.weight.algorithm == "HQQ" else "RTN")
+        values: NDArray[np.float32] = weight.numpy().T
+        return perturbation(values, quantize_weight(values, rounding).effective())
+    qparams = weight_qparams(weight, config.weight)
+    scale = qparams.scale.reshape(-1, *[1] * (weight.dim() - 1))
+    rounded = torch.clamp(torch.round(weight / scale), qparams.quant_min, qparams.quant_max) * scale
+    return perturbation(weight.numpy(), rounded.numpy())
 
 
 def _estimated(
@@ -228,6 +278,7 @@ __all__ = [
     "HutchinsonSettings",
     "Loss",
     "Trace",
+    "hessian_scores",
     "hessian_traces",
     "loss_of",
     "perturbation",

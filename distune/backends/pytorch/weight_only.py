@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from distune.backends.base import Feed
 from distune.backends.pytorch.calibration import Watching
 from distune.backends.pytorch.convert import prune
-from distune.backends.pytorch.packed import Kind, kernel_of, linear_of
+from distune.backends.pytorch.packed import Kind, PackedLinear, kernel_of, linear_of
 from distune.backends.pytorch.program import ExportedModule
 from distune.backends.pytorch.runnable import arguments_of, intra_op_threads
 from distune.backends.second_moments import SecondMoments
@@ -31,17 +31,22 @@ GROUP_SIZES = (32, 16, 64, 128, 256, 512, 1024, -1)
 """Group sizes that are offered, the default first."""
 
 STORAGE = "weight_only_storage"
-"""Recipe: what becomes of formats that no integer kernel runs."""
+"""Recipe: how weights are stored."""
 
-STORAGES = ("native", "wider", "packed", "dequantized")
-"""``native``: they are not offered. ``wider``: stored in the next width that has a kernel, else as ``packed``.
-``packed``: stored in their own width and made float at every call. ``dequantized``: kept as fp32."""
+STORAGES = ("packed", "native", "dequantized")
+"""``packed``: in their own width, made float at every call. ``native``: for ATen's integer kernels, which round the
+inputs to bfloat16; formats that they do not hold are not offered. ``dequantized``: as fp32."""
 
 WEIGHT_ONLY_RECIPES = frozenset({*SETTINGS_RECIPES, STORAGE})
 """Recipes that approach weight_only alone has."""
 
-_DEFAULT_BITS = (4, 8)
+_WIDTHS = (4, 8, *(bits for bits in reversed(BITS) if bits not in (4, 8)))
 _PREFIX = "_weight_only_"
+_REMARKS: Mapping[Kind, str] = {
+    "int4": "weights run on the int4 kernel, inputs rounded to bfloat16",
+    "int8": "weights run on the int8 kernel, inputs rounded to bfloat16",
+    "dequantized": "weights stored dequantized, as fp32: no bytes are saved",
+}
 
 
 def weight_only_capability(
@@ -59,7 +64,7 @@ def weight_only_capability(
         ModelError: A recipe of the user has a value that it does not take.
     """
     _check(recipes)
-    storage = str(recipes.get(STORAGE, "native"))
+    storage = str(recipes.get(STORAGE, "packed"))
     ops: list[OpInfo] = []
     excluded: list[tuple[str, str, str]] = []
     reasons = {name for name, _, _ in capability.excluded}
@@ -152,7 +157,10 @@ class WeightOnlyWriter:
         return out
 
     def write(
-        self, module: GraphModule, weights: Mapping[str, GroupedWeight], recipes: Mapping[str, Any]
+        self,
+        module: GraphModule,
+        weights: Mapping[str, GroupedWeight],
+        recipes: Mapping[str, Any],
     ) -> tuple[str, ...]:
         """Replace Linear ops of ``module`` by weight-only ones, in place.
 
@@ -161,17 +169,20 @@ class WeightOnlyWriter:
             weights: By op name.
             recipes: Of the tuning config.
 
+
         Returns:
-            Warnings for the user: which layers save bytes but run in floating point.
+            Warnings for the user: which layers save no bytes, or run in another precision.
+
+        Raises:
+            TrialError: ``native`` storage of a format that has no kernel.
         """
-        storage = str(recipes.get(STORAGE, "native"))
+        storage = str(recipes.get(STORAGE, "packed"))
         nodes = {node.name: node for node in module.graph.nodes}
-        remarks: dict[str, list[str]] = {}
+        kinds: dict[Kind, list[str]] = {}
         for position, (name, weight) in enumerate(weights.items()):
             node = nodes[self._model.op[name].node]
-            kind, remark = _kind(weight.format, len(weight.integers), storage)
-            if remark:
-                remarks.setdefault(remark, []).append(name)
+            kind = _kind(weight.format, len(weight.integers), storage)
+            kinds.setdefault(kind, []).append(name)
             layer = linear_of(weight, self._bias(node), kind)
             target = f"{_PREFIX}{position}"
             module.add_submodule(target, layer)
@@ -185,7 +196,7 @@ class WeightOnlyWriter:
             module.graph.eliminate_dead_code()
             module.recompile()
             prune(module)
-        return tuple(f"{what}: {', '.join(names)}" for what, names in remarks.items())
+        return tuple(f"{_REMARKS[kind]}: {', '.join(names)}" for kind, names in kinds.items() if kind in _REMARKS)
 
     def _make(
         self,
@@ -206,6 +217,14 @@ class WeightOnlyWriter:
         return self._model.tensor(str(bias.target)) if isinstance(bias, Node) else None
 
 
+def with_float_layers(module: GraphModule) -> GraphModule:
+    """Make packed layers of ``module`` float, in place: the same numbers in less time, for judging."""
+    for name, layer in list(module.named_children()):
+        if isinstance(layer, PackedLinear):
+            setattr(module, name, layer.as_float())
+    return module
+
+
 def _is_quantizable(model: ExportedModule, name: str) -> bool:
     op = model.op[name]
     if op.op_type != "Linear" or not op.weight:
@@ -222,21 +241,26 @@ def _input(model: ExportedModule, name: str) -> str:
     return str(source.name)
 
 
-def _kind(form: WeightFormat, channels: int, storage: str) -> tuple[Kind, str]:
-    """How a weight is stored, and what the user should know of it."""
-    found = kernel_of(form, channels, widen=storage == "wider")
-    if found is not None:
-        same = form.bits == (4 if found == "int4" else 8)
-        return found, "" if same else f"{form.bits}-bit weights stored in {found[3:]} bits, which run on integers"
-    if storage == "dequantized":
-        return "dequantized", f"{form.bits}-bit weights stored dequantized, as fp32: no bytes are saved"
-    return "packed", f"{form.bits}-bit weights made float at every call (no integer kernel for the format)"
+def _kind(form: WeightFormat, channels: int, storage: str) -> Kind:
+    """How a weight is stored.
+
+    Raises:
+        TrialError: It is to be stored for a kernel, and none holds it.
+    """
+    if storage == "native":
+        found = kernel_of(form, channels)
+        if found is None:
+            raise TrialError(
+                f"no integer kernel holds {form.bits} bits, {form.scheme}, groups of {form.group(channels)} of "
+                f"{channels} input channels; recipe {STORAGE} packed or dequantized stores them"
+            )
+        return found
+    return "dequantized" if storage == "dequantized" else "packed"
 
 
 def _options(storage: str, calibrated: bool, channels: int) -> Iterator[OpConfig]:
-    widths = _DEFAULT_BITS if storage == "native" else (*_DEFAULT_BITS, *(b for b in reversed(BITS) if b not in (4, 8)))
     algorithms = ("RTN", "GPTQ", "AWQ", "HQQ") if calibrated else ("RTN", "HQQ")
-    for bits, algorithm, scheme, group_size in product(widths, algorithms, ("sym", "asym"), GROUP_SIZES):
+    for bits, algorithm, scheme, group_size in product(_WIDTHS, algorithms, ("sym", "asym"), GROUP_SIZES):
         if algorithm == "HQQ" and scheme == "sym":
             continue
         form = WeightFormat(bits, group_size, "sym" if scheme == "sym" else "asym")
@@ -250,11 +274,11 @@ def _recipes() -> Iterator[Recipe]:
         algorithm = name.removesuffix("_args").upper()
         known = ", ".join(kind.__dataclass_fields__)
         yield Recipe(name, {}, ({},), f"Settings of {algorithm}: {known}.")
-    yield Recipe(STORAGE, "native", ("native",), "What becomes of formats that no integer kernel runs.")
+    yield Recipe(STORAGE, "packed", ("packed",), "How weights are stored: packed, native or dequantized.")
 
 
 def _check(recipes: Mapping[str, Any]) -> None:
-    storage = recipes.get(STORAGE, "native")
+    storage = recipes.get(STORAGE, "packed")
     if storage not in STORAGES:
         raise ModelError(f"recipe {STORAGE} is one of {', '.join(STORAGES)}, not {storage!r}")
     try:
@@ -272,4 +296,5 @@ __all__ = [
     "calibrated_inputs",
     "collect_moments",
     "weight_only_capability",
+    "with_float_layers",
 ]
