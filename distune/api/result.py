@@ -17,6 +17,7 @@ from distune.strategies.stage import Trial
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 _ACCEPTED = ("met", "not_judged")
 
@@ -36,13 +37,22 @@ class FoundModel:
     files: Mapping[str, bytes] | None
 
     @property
-    def model(self) -> onnx.ModelProto | None:
-        """The model, loaded anew with each access; ``None`` on a rank that does not hold it."""
+    def model(self) -> onnx.ModelProto | torch.nn.Module | None:
+        """The model, loaded anew with each access; ``None`` on a rank that does not hold it.
+
+        A module holds quantize and dequantize nodes around floating-point ops and integer weights: ``torch.compile``
+        with ``torch._inductor.config.freezing`` makes integer kernels of it, as the run did that judged it.
+        """
         if self.files is None:
             return None
+        name, content = next(iter(self.files.items()))
+        if name.endswith(".pt2"):
+            from distune.backends.pytorch.deployment import load
+
+            return load(content)
         import onnx
 
-        return onnx.load_model_from_string(next(iter(self.files.values())))
+        return onnx.load_model_from_string(content)
 
     @property
     def accuracy(self) -> float | None:
@@ -129,7 +139,7 @@ class FitResult:
         return self.best_effort if self else None
 
     @property
-    def model(self) -> onnx.ModelProto | None:
+    def model(self) -> onnx.ModelProto | torch.nn.Module | None:
         """The accepted model, loaded anew with each access; ``None`` where none is, or another rank holds it."""
         return None if self.accepted is None else self.accepted.model
 
@@ -163,6 +173,5 @@ class FitResult:
         if name.startswith("__"):
             raise AttributeError(name)
         raise AttributeError(
-            f"a FitResult has no {name!r}; the quantized onnx.ModelProto is in .model, what was not accepted in "
-            ".best_effort"
+            f"a FitResult has no {name!r}; the quantized model is in .model, what was not accepted in .best_effort"
         )

@@ -10,25 +10,42 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The saved config, the fp32 model, and where the quantized one goes."""
     parser.add_argument("tuning_config", type=Path, help="best/tuning_config.yaml of a finished run")
-    parser.add_argument("--model", type=Path, required=True, help="the fp32 model that it is applied to")
+    parser.add_argument(
+        "--model", required=True, help="the fp32 model that it is applied to: a file, or file.py:builder for PyTorch"
+    )
+    parser.add_argument("--weights", type=Path, help="PyTorch: the weights of what the builder builds")
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="PyTorch: pickle, which runs code in a file, may read the weights"
+    )
     parser.add_argument("--output", type=Path, required=True, help="file of the quantized model")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Write the quantized model."""
     from distune.backends.base import backend_class
+    from distune.config.imports import split_reference
     from distune.config.job import ModelSpec, TuningJob
     from distune.errors import UsageError
     from distune.journal.files import write_file
     from distune.report.tuning_config import SavedConfig
 
     saved = SavedConfig.load(arguments.tuning_config)
-    if not arguments.model.is_file():
+    location, builder = split_reference(arguments.model)
+    if not builder and not Path(location).is_file():
         raise UsageError(f"--model {arguments.model}: no such file")
+    if arguments.weights is not None and not arguments.weights.is_file():
+        raise UsageError(f"--weights {arguments.weights}: no such file")
     output: Path = arguments.output
     if not output.parent.is_dir():
         raise UsageError(f"--output {output}: its folder does not exist")
-    spec = ModelSpec(saved.framework, str(arguments.model.resolve()), quant_format=saved.quant_format)
+    spec = ModelSpec(
+        saved.framework,
+        arguments.model if builder else str(Path(location).resolve()),
+        quant_format=saved.quant_format,
+        weights="" if arguments.weights is None else str(arguments.weights.resolve()),
+        example_inputs=saved.deploy.get("example_inputs"),
+        trust_pickle=arguments.trust_pickle,
+    )
     backend = backend_class(saved.framework)(TuningJob(spec, recipes=dict(saved.config.recipes)))
     try:
         exported = backend.apply(saved.deploy, saved.config)

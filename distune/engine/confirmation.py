@@ -44,8 +44,10 @@ class Confirmations:
         first = self._waiting.pop(task_id, None)
         if first is None:
             return trial
-        if not trial.met:
-            found = "failed" if trial.accuracy is None else f"scores {trial.accuracy:.6g}, which does not meet"
-            text = f"{trial.label or trial.config.hash}: judged {first.accuracy:.6g}, but as deployed it {found}"
-            self._listener.on(events.Warned(text, trial.rank, trial.host))
-        return replace(trial, start_s=first.start_s, attempts=max(first.attempts, trial.attempts), score=first.score)
+        trial = replace(trial, start_s=first.start_s, attempts=max(first.attempts, trial.attempts))
+        if trial.met:
+            return trial
+        found = "failed" if trial.accuracy is None else f"scores {trial.accuracy:.6g}, which does not meet"
+        remark = f"judged {first.accuracy:.6g}, but as deployed it {found}"
+        self._listener.on(events.Warned(f"{trial.label or trial.config.hash}: {remark}", trial.rank, trial.host))
+        return replace(trial, warnings=(*trial.warnings, remark))

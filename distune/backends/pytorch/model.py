@@ -80,7 +80,7 @@ def load_module(spec: ModelSpec, examples: Sequence[Inputs] = ()) -> LoadedModul
     last = max(parameters.index(name) for name in first)
     arguments = tuple(_at_least_two(first[name]) if name in first else None for name in parameters[: last + 1])
     names = tuple(name for name in parameters[: last + 1] if name in first)
-    return LoadedModule(module, arguments, names, _dynamic_axes(names, batches))
+    return LoadedModule(module, arguments, names, {**_dynamic_axes(names, batches), **_described_axes(spec)})
 
 
 def to_tensor(array: NDArray[Any] | torch.Tensor) -> torch.Tensor:
@@ -240,6 +240,13 @@ def _described(name: str, value: Mapping[str, Any]) -> NDArray[Any]:
         return np.zeros(tuple(shape), np.dtype(dtype))
     except TypeError as error:
         raise ModelError(f"model.example_inputs.{name}.dtype: {dtype!r} is no dtype of NumPy") from error
+
+
+def _described_axes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Dynamic axes that the description of the example inputs names itself."""
+    given = spec.example_inputs if isinstance(spec.example_inputs, Mapping) else {}
+    described = {name: value for name, value in given.items() if isinstance(value, Mapping) and "dynamic" in value}
+    return {name: tuple(int(axis) for axis in value["dynamic"]) for name, value in described.items()}
 
 
 def _parameters(module: torch.nn.Module) -> list[str]:

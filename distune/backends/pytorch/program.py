@@ -225,6 +225,19 @@ def program_of(module: GraphModule, model: ExportedModule) -> torch.export.Expor
         return torch.export.export(module, model.example_inputs, dynamic_shapes=tuple(shapes))
 
 
+def described_inputs(model: ExportedModule) -> dict[str, dict[str, Any]]:
+    """Shape and dtype of each input that the model was exported with, and its dynamic axes, as plain values."""
+    fed = [example for example in model.example_inputs if example is not None]
+    return {
+        info.name: {
+            "shape": list(example.shape),
+            "dtype": info.dtype,
+            "dynamic": [axis for axis, size in enumerate(info.shape) if not isinstance(size, int)],
+        }
+        for info, example in zip(model.inputs, fed, strict=True)
+    }
+
+
 def find_ops(module: GraphModule) -> tuple[ModuleOp, ...]:
     """The ops of an exported graph, in graph order."""
     counts: dict[str, int] = {}
