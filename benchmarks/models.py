@@ -304,14 +304,16 @@ def _rtn(source: str, target: Path) -> None:
 
 
 def integer_ops(path: Path) -> int:
-    """Nodes of the optimised graph that work on integer weights, whichever quantizer named them."""
-    from distune.backends.onnxruntime.execution import INTEGER_KERNELS
+    """Nodes of the optimised graph that compute on integers with integer weights, whichever quantizer named them."""
+    from distune.backends.onnxruntime.execution import computes_on_integers
     from distune.backends.onnxruntime.session import optimized_graph
 
     graph = optimized_graph(path.read_bytes()).graph
     weights = {tensor.name for tensor in graph.initializer if _is_integer(tensor) and len(tensor.dims) > 1}
-    kernels = INTEGER_KERNELS | {"Gather"}
-    return sum(node.op_type in kernels and not weights.isdisjoint(node.input) for node in graph.node)
+    return sum(
+        (node.op_type == "Gather" or computes_on_integers(node)) and not weights.isdisjoint(node.input)
+        for node in graph.node
+    )
 
 
 def _is_integer(tensor: onnx.TensorProto) -> bool:

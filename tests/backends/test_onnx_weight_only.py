@@ -127,7 +127,8 @@ def test_every_option_that_is_offered_runs_and_computes_what_it_says(backend: On
         assert option.weight is not None
         loaded = backend.load(everywhere(backend, option.weight))
         outputs = loaded.predict(feed)
-        assert loaded.ops_executed_int8 == len(backend.facts().capability.ops)
+        assert loaded.ops_executed_int8 == 0
+        assert set(loaded.reasons) == {op.name for op in backend.facts().capability.ops}
         if option.weight.bits == 8:
             for expected, actual in zip(fp32, outputs, strict=True):
                 assert np.abs(expected - actual).max() < 0.05 * np.abs(expected).max()
@@ -321,6 +322,14 @@ def test_the_accuracy_level_is_an_attribute(backend: OnnxRuntimeBackend) -> None
     assert {node["accuracy_level"] for node in nbits_nodes(exported(backend, config)).values()} == {4}
     plain = nbits_nodes(exported(backend, everywhere(backend, int_weight())))
     assert all("accuracy_level" not in node for node in plain.values())
+
+
+def test_only_level_4_counts_as_computing_on_integers(backend: OnnxRuntimeBackend) -> None:
+    ops = {op.name for op in backend.facts().capability.ops}
+    widened, rounded = (backend.load(everywhere(backend, int_weight(), accuracy_level=level)) for level in (0, 4))
+    assert (widened.ops_executed_int8, set(widened.reasons)) == (0, ops)
+    assert "accuracy_level" in widened.reasons["first"]
+    assert (rounded.ops_executed_int8, dict(rounded.reasons)) == (len(ops), {})
 
 
 def test_widths_without_a_kernel_are_stored_only_if_asked_for_and_labelled(backend: OnnxRuntimeBackend) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from distune.backends.onnxruntime.graph import attribute
+
 INTEGER_KERNELS = frozenset(
     {
         "QLinearConv",
@@ -20,10 +22,12 @@ INTEGER_KERNELS = frozenset(
         "DynamicQuantizeLSTM",
         "QAttention",
         "QEmbedLayerNormalization",
-        "MatMulNBits",
     }
 )
-"""Op types that work on integers."""
+"""Op types that work on integers. MatMulNBits does so at one accuracy level only, see ``computes_on_integers``."""
+
+_INTEGER_LEVEL = 4
+"""``accuracy_level`` of MatMulNBits at which activations are rounded to int8; below, weights are widened to fp32."""
 
 _LAYOUT_SUFFIX = re.compile(r"_token_\d+$")
 """What ONNX Runtime appends to the name of a node that it turned to channels-last layout."""
@@ -44,6 +48,13 @@ class Execution:
     reasons: dict[str, str]
 
 
+def computes_on_integers(node: onnx.NodeProto) -> bool:
+    """Whether a node of an optimised graph multiplies integers, not only stores them."""
+    if node.op_type == "MatMulNBits":
+        return bool(attribute(node, "accuracy_level", 0) == _INTEGER_LEVEL)
+    return node.op_type in INTEGER_KERNELS
+
+
 def executed_on_integers(optimized: onnx.ModelProto, quantized: Iterable[str]) -> Execution:
     """Look the ops up in the optimised graph.
 
@@ -60,7 +71,7 @@ def executed_on_integers(optimized: onnx.ModelProto, quantized: Iterable[str]) -
         node = nodes.get(name)
         if node is None:
             reasons[name] = "not found in the graph that ONNX Runtime executes: fused into another op"
-        elif node.op_type in INTEGER_KERNELS or (node.op_type == "Gather" and node.input[0] in integers):
+        elif computes_on_integers(node) or (node.op_type == "Gather" and node.input[0] in integers):
             integer.append(name)
         else:
             reasons[name] = _reason(node, made_by)
@@ -68,6 +79,11 @@ def executed_on_integers(optimized: onnx.ModelProto, quantized: Iterable[str]) -
 
 
 def _reason(node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto]) -> str:
+    if node.op_type == "MatMulNBits":
+        return (
+            "its weight is stored in integers and computed with in floating point; "
+            "recipe accuracy_level: 4 computes on integers"
+        )
     dequantized = [made_by[name].op_type == "DequantizeLinear" for name in node.input if name in made_by]
     if any(dequantized):
         return (
