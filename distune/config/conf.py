@@ -246,6 +246,7 @@ class _Judged(Conf):
 
 
 _COMMON: Mapping[str, Place] = {"device": ("device",)}
+_EXCLUDED: Place = ("quantization", "excluded_precisions")
 _RULES: Mapping[str, Place] = {
     "op_type_dict": ("quantization", "optype_wise"),
     "op_name_dict": ("quantization", "op_wise"),
@@ -303,6 +304,7 @@ class PostTrainingQuantConfig(_Judged):
         "recipes": ("quantization", "recipes"),
         "approach": ("quantization", "approach"),
         "calibration_sampling_size": ("quantization", "calibration", "sampling_size"),
+        "excluded_precisions": _EXCLUDED,
     }
 
     def document(self) -> Document:
@@ -334,7 +336,7 @@ class QuantizationAwareTrainingConfig(_Judged):
     tuning_criterion: TuningCriterion = field(default_factory=TuningCriterion)
 
     extras: ClassVar = QuantizationExtras
-    places: ClassVar[Mapping[str, Place]] = {**_COMMON, **_RULES}
+    places: ClassVar[Mapping[str, Place]] = {**_COMMON, **_RULES, "excluded_precisions": _EXCLUDED}
 
     def document(self) -> Document:
         document = super().document()

@@ -21,7 +21,7 @@ from distune.config.known import KnownNames
 from distune.config.paths import PathResolver
 from distune.config.schema import Configuration
 from distune.config.schema_quantization import NO_EFFECT
-from distune.config.values import Flag, Text, Whole, checked, one_of, words
+from distune.config.values import Flag, Precisions, Text, Whole, checked, one_of
 from distune.config.values import Names as NameList
 from distune.errors import ConfigError, UsageError
 
@@ -56,7 +56,6 @@ def _backend(value: Any) -> str:
 
 
 Backend = Annotated[str, checked(_backend)]
-Precisions = Annotated[tuple[str, ...], words("precision", ("bf16", "fp16"))]
 QuantFormat = Annotated[str, checked(one_of("quant_format", {name: name for name in ("default", "QDQ", "QOperator")}))]
 
 _ONNX_KNOWS = "an ONNX model says itself what its inputs are; PyTorch models will need it"
@@ -75,7 +74,6 @@ class QuantizationExtras(Section):
         None, json_schema_extra=_effect("weights take 7 bits where the CPU would overflow, and 8 elsewhere")
     )
     example_inputs: Any = Field(None, json_schema_extra=_effect(_ONNX_KNOWS))
-    excluded_precisions: Precisions = ()
     diagnosis: Flag = False
     ni_workload_name: Text = Field(
         "quantization", json_schema_extra=_effect("it names a workload of Neural Insights, which distune does not feed")

@@ -298,6 +298,7 @@ class TuningJob:
         parameters: Parameters of the user's own that are tuned beside the ops; ``eval_func`` gets them by keyword.
         metrics: What ``tuning.metrics`` says; criterion, objectives and ``evaluation.names`` follow from it.
         recipes: Recipes that the user fixed, by name; the others may be tuned.
+        excluded_precisions: ``bf16``, ``fp16``: what no op takes or falls back to.
         quant_level: ``auto``, 0 or 1.
         isolation: ``process`` runs trials in a child process of each rank, ``none`` in the rank itself.
         limits: Of a trial that runs in a child process.
@@ -317,6 +318,7 @@ class TuningJob:
     train: TrainSpec | None = None
     constraints: tuple[Constraint, ...] = ()
     recipes: Mapping[str, Any] = field(default_factory=dict)
+    excluded_precisions: tuple[str, ...] = ()
     quant_level: Literal["auto", 0, 1] = 1
     strategy: StrategySpec = StrategySpec()
     criterion: CriterionSpec = CriterionSpec()

@@ -17,6 +17,7 @@ from distune.config.values import (
     Dtypes,
     Granularities,
     Pattern,
+    Precisions,
     QuantLevel,
     Schemes,
     checked_in_context,
@@ -188,6 +189,7 @@ class Quantization(Section):
     op_wise: dict[Pattern, OpRule] = Field(
         default_factory=dict, description="Rules by op name (a regular expression that matches the whole name)."
     )
+    excluded_precisions: Precisions = Field((), description="bf16, fp16: precisions that no op takes or falls back to.")
     advance: Advance | None = Field(None, description="Advanced settings of 1.x.")
 
     train: Train | None = Field(None, description="How the model is trained (approach quant_aware_training).")

@@ -61,6 +61,7 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         train=_train(quantization.train),
         constraints=tuple(_constraints(quantization, where)),
         recipes=quantization.recipes,
+        excluded_precisions=quantization.excluded_precisions,
         quant_level=cast(Literal["auto", 0, 1], quantization.quant_level),
         strategy=StrategySpec(strategy.name, strategy.kwargs(), strategy.module),
         criterion=_criterion(tuning),

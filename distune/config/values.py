@@ -270,6 +270,7 @@ Granularities = Annotated[
     tuple[str, ...], words("granularity", GRANULARITIES), one_or_many({"enum": list(GRANULARITIES)})
 ]
 Algorithms = Annotated[tuple[str, ...], words("algorithm", ALGORITHMS), one_or_many({"enum": list(ALGORITHMS)})]
+Precisions = Annotated[tuple[str, ...], words("precision", ("bf16", "fp16")), one_or_many({"enum": ["bf16", "fp16"]})]
 EvalFunc = Annotated[str, checked_in_context(lambda value, context: reference(value, context, attribute=True))]
 ModuleReference = Annotated[str, checked_in_context(lambda value, context: reference(value, context, attribute=False))]
 OutputPath = Annotated[str, checked_in_context(lambda value, context: resolved(value, context, must_exist=False))]

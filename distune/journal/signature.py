@@ -40,6 +40,7 @@ def signature(job: TuningJob, digest: str) -> dict[str, Any]:
         "device": job.device,
         "constraints": [_fields(constraint, skip={"where"}) for constraint in job.constraints],
         "recipes": _plain(job.recipes),
+        **({"excluded_precisions": _plain(job.excluded_precisions)} if job.excluded_precisions else {}),
         "calibration": _plain(job.calibration),
         **({"train": _plain(job.train)} if job.train is not None else {}),
         "evaluation": _plain(job.evaluation),

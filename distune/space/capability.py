@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -113,3 +113,14 @@ class Capability:
     recipes: tuple[Recipe, ...] = ()
     excluded: tuple[tuple[str, str, str], ...] = ()
     blocks: tuple[tuple[str, ...], ...] = field(default=())
+
+    def without(self, precisions: Collection[str]) -> Capability:
+        """The same ops without floating-point ``precisions`` (``bf16``, ``fp16``)."""
+        if not precisions:
+            return self
+        kept = {options: tuple(o for o in options if o.mode not in precisions) for options in self._distinct_options}
+        return replace(self, ops=tuple(replace(op, options=kept[op.options]) for op in self.ops))
+
+    @property
+    def _distinct_options(self) -> set[tuple[OpConfig, ...]]:
+        return {op.options for op in self.ops}

@@ -56,7 +56,7 @@ def inspect(
                 f"the calibration data have {calibration.samples} samples, fewer than the {wanted} asked for"
             )
     return Inspection(
-        capability=facts.capability,
+        capability=facts.capability.without(job.excluded_precisions),
         size_bytes=facts.size_bytes,
         versions=facts.versions,
         session_options=facts.session_options,

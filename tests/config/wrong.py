@@ -34,6 +34,11 @@ CORPUS = [
     ),
     Wrong("key from afar", "tuning:\n  ▸zzz: 1", ("unknown key; known: accuracy_criterion,",)),
     Wrong(
+        "unknown precision",
+        "quantization:\n  excluded_precisions: [▸bf61]",
+        ("did you mean 'bf16'",),
+    ),
+    Wrong(
         "key written twice",
         "tuning:\n  random_seed: 1\n  ▸random_seed: 2",
         ("tuning.random_seed: written twice, first at cfg.yaml:2:3",),
