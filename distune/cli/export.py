@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-pickle", action="store_true", help="PyTorch: pickle, which runs code in a file, may read the weights"
     )
     parser.add_argument("--output", type=Path, required=True, help="file of the quantized model")
+    parser.add_argument("--example-inputs", help="PyTorch: file.py:name of inputs that the module is exported with")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -43,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.model if builder else str(Path(location).resolve()),
         quant_format=saved.quant_format,
         weights="" if arguments.weights is None else str(arguments.weights.resolve()),
-        example_inputs=saved.deploy.get("example_inputs"),
+        example_inputs=arguments.example_inputs or saved.deploy.get("example_inputs"),
         trust_pickle=arguments.trust_pickle,
     )
     backend = backend_class(saved.framework)(TuningJob(spec, recipes=dict(saved.config.recipes)))
