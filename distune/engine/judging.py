@@ -385,8 +385,15 @@ class Judging:
         floor = None if best is None or len(trials) == 1 else best.accuracy
         stage = Stage("settle", (), accuracy="exact" if floor is None else "verdict", floor=floor)
         tasks = [self._submit(trial.config, stage) for trial in trials]
-        for trial, outcome in zip(trials, self._dispatcher.wait(tasks), strict=True):
-            again = self._trial(stage, Candidate(trial.config, trial.label), outcome)
+        for trial, task, outcome in zip(trials, tasks, self._dispatcher.wait(tasks), strict=True):
+            candidate = Candidate(trial.config, trial.label)
+            again = self._trial(stage, candidate, outcome)
+            if self._confirmations.needs(task, again):
+                request = self._confirmations.request(self._request(trial.config, stage))
+                second = self._dispatcher.submit(request)
+                self._confirmations.begin(second, again)
+                (confirmed,) = self._dispatcher.wait([second])
+                again = self._confirmations.settle(second, self._trial(stage, candidate, confirmed))
             self._book.update(completed(trial, again))
 
     def free_the_workers(self) -> None:

@@ -84,7 +84,7 @@ class Case:
             shares = [Fraction(1)] if self.shares is None else [Fraction(s) for s in self.shares]
             if any(math.isinf(v) and s for v, s in zip(best, shares, strict=False)):  # type: ignore[arg-type]
                 continue
-            mean = sum(s * Fraction(v) for v, s in zip(best, shares, strict=False) if s) / sum(shares)  # type: ignore[arg-type]
+            mean = sum(s * Fraction(v) for v, s in zip(best, shares, strict=False) if s) / sum(shares)  # type: ignore[arg-type,misc]
             if mean < Fraction(self.target) if self.higher else mean > Fraction(self.target):
                 return index
         return None
