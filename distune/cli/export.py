@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -19,13 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="file of the quantized model")
     parser.add_argument("--example-inputs", help="PyTorch: file.py:name of inputs that the module is exported with")
+    parser.add_argument(
+        "--format",
+        choices=("pt2", "onnx", "state"),
+        help="PyTorch: a torch.export archive, ONNX in QDQ form or the quantized weights; else told from the ending of "
+        "--output (.onnx, .pt, anything else is pt2)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Write the quantized model."""
     from distune.backends.base import backend_class
     from distune.config.imports import split_reference
-    from distune.config.job import ModelSpec, TuningJob
+    from distune.config.job import Approach, ModelSpec, TuningJob
     from distune.errors import UsageError
     from distune.journal.files import write_file
     from distune.report.tuning_config import SavedConfig
@@ -47,16 +54,32 @@ def main(arguments: argparse.Namespace) -> int:
         example_inputs=arguments.example_inputs or saved.deploy.get("example_inputs"),
         trust_pickle=arguments.trust_pickle,
     )
-    backend = backend_class(saved.framework)(TuningJob(spec, recipes=dict(saved.config.recipes)))
+    if arguments.format is not None and saved.framework != "pytorch":
+        raise UsageError(f"--format is for PyTorch models; this config is of framework {saved.framework}")
+    approach: Approach = "qat" if "trained" in saved.deploy else "static"
+    job = TuningJob(spec, approach=approach, recipes=dict(saved.config.recipes))
+    backend = backend_class(saved.framework, approach)(job)
     try:
         exported = backend.apply(saved.deploy, saved.config)
     except KeyError as error:
         raise UsageError(f"{arguments.tuning_config} does not fit {arguments.model}: {error.args[0]}") from error
     finally:
         backend.close()
-    (_, content), *others = exported.files.items()
+    files = exported.files if saved.framework != "pytorch" else _of_format(exported.files, arguments.format, output)
+    (_, content), *others = files.items()
     write_file(output, content)
     for name, extra in others:
         write_file(output.with_name(name), extra)
     print(f"{output}: {len(content):,} bytes, {len(saved.config.quantized_ops)} ops quantized", file=sys.stderr)
     return 0
+
+
+def _of_format(files: Mapping[str, bytes], wanted: str | None, output: Path) -> dict[str, bytes]:
+    """The one file of the form that was asked for, or that the name of the output tells."""
+    form = wanted or {".onnx": "onnx", ".pt": "state"}.get(output.suffix, "pt2")
+    if form == "onnx":
+        from distune.backends.pytorch.onnx_export import archive_to_onnx
+
+        return {"model.onnx": archive_to_onnx(files["model.pt2"])}
+    name = {"pt2": "model.pt2", "state": "state.pt"}[form]
+    return {name: files[name]}

@@ -255,7 +255,8 @@ class Tuner:
         if not isinstance(body, Accuracy):
             raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
         self._baseline = body
-        if self._job.limits.deadline_s is None:
+        # How long training takes does not follow from how long scoring does: it has the deadline that the user gives.
+        if self._job.limits.deadline_s is None and self._job.approach != "qat":
             self._dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * (outcome.end_s - outcome.start_s))
         self._book.baseline = body.value
         self._book.target = target_accuracy(self._job.criterion, body.value)

@@ -9,24 +9,40 @@ Dynamic quantization becomes ``DynamicQuantizeLinear`` for the scale, and a pair
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.fx import GraphModule
 
-from distune.backends.pytorch.program import ExportedModule, program_of, quiet
+from distune.backends.pytorch.program import quiet
 from distune.errors import MissingExtraError, TrialError
 
 if TYPE_CHECKING:
     import onnx
 
-FILE_NAME = "model.onnx"
-
 _BATCH = "batch"
 
 
-def to_onnx(graph: GraphModule, model: ExportedModule) -> bytes:
-    """The ONNX model of a graph made from ``model``; inputs and outputs have the names of ``model``.
+def archive_to_onnx(archive: bytes) -> bytes:
+    """The ONNX model of a ``.pt2`` archive.
+
+    Raises:
+        MissingExtraError, TrialError: See ``to_onnx``.
+    """
+    with quiet():
+        program = torch.export.load(io.BytesIO(archive))
+    outputs = len(program.graph_signature.user_outputs)
+    names = ["output"] if outputs == 1 else [f"output_{index}" for index in range(outputs)]
+    return to_onnx(program, [str(name) for name in program.graph_signature.user_inputs], names)
+
+
+def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """The ONNX model of a program.
+
+    Args:
+        program: Of a reference graph (``program.program_of``).
+        inputs, outputs: What the model's are called.
 
     Raises:
         MissingExtraError: onnxscript is not installed.
@@ -36,7 +52,6 @@ def to_onnx(graph: GraphModule, model: ExportedModule) -> bytes:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("onnxscript", "torch", "to write an ONNX model") from error
-    program = program_of(graph, model)
     try:
         with quiet():
             written = torch.onnx.export(
@@ -44,8 +59,8 @@ def to_onnx(graph: GraphModule, model: ExportedModule) -> bytes:
                 dynamo=True,
                 optimize=True,
                 verbose=False,
-                input_names=[info.name for info in model.inputs],
-                output_names=list(model.output_names),
+                input_names=list(inputs),
+                output_names=list(outputs),
                 custom_translation_table=_translations(),
             )
     except torch.onnx.OnnxExporterError as error:
@@ -102,4 +117,4 @@ def _translations() -> dict[Any, Any]:
     }
 
 
-__all__ = ["FILE_NAME", "to_onnx"]
+__all__ = ["archive_to_onnx", "to_onnx"]
