@@ -14,7 +14,7 @@ from distune.distributed.launcher import launcher_environment
 from tests.cli.jobs import ROOT
 from tests.cluster.daemons import Daemons, until
 
-pytestmark = [pytest.mark.full, pytest.mark.mpi, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.full, pytest.mark.mpi, pytest.mark.timeout(600)]
 
 SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -35,7 +35,9 @@ def test_the_install_script_makes_a_distune_that_runs_on_debians_open_mpi(checko
         pytest.skip("Debian's openmpi-bin is not installed (.ci/run installs it)")
     plain = {name: value for name, value in os.environ.items() if name in ("HOME", "PIP_INDEX_URL", "PIP_FIND_LINKS")}
     plain |= {"PATH": f"{Path(shutil.which('python3') or '').parent}:{SYSTEM}"}
-    done = subprocess.run([checkout / "docker" / "install", "distune"], env=plain, capture_output=True, text=True)
+    done = subprocess.run(
+        [checkout / "docker" / "install", "distune"], env=plain, capture_output=True, text=True, timeout=450
+    )
     assert done.returncode == 0, done.stderr
     assert "mpirun         /usr/bin/mpirun" in done.stdout
     assert "MPI            Open MPI v4" in done.stdout
