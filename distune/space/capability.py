@@ -82,6 +82,7 @@ class Recipe:
         variant: It changes what is calibrated: its values are part of the key under which statistics are kept.
         modes: Quantized modes in which it does something; empty means all.
         leads: Where it is tuned over, its choices are judged as a stage of their own before everything else.
+        speeds_up: Its last choice is faster than the default, at some cost in accuracy.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Recipe:
     variant: bool = False
     modes: tuple[Mode, ...] = ()
     leads: bool = False
+    speeds_up: bool = False
 
     def is_default(self, value: Any) -> bool:
         """Whether ``value`` is the default: of its type too, since an alpha of 0.0 is not ``False``."""

@@ -1,13 +1,17 @@
-"""Auto (``quant_level: auto``): the default configuration, then conservative, then basic."""
+"""Auto (``quant_level: auto``): the default configuration and corrections of it, then conservative, then basic."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from distune.strategies.base import TuneGenerator, TuneStrategy
 from distune.strategies.basic import BasicTuneStrategy
 from distune.strategies.conservative import ConservativeTuneStrategy
+from distune.strategies.corrections import correction_stage
 from distune.strategies.default import default_config
+from distune.strategies.faster import faster_stage, has_faster_forms
 from distune.strategies.registry import strategy_registry
 from distune.strategies.stage import Candidate, Stage, StageResult
 from distune.strategies.weight_only import is_weight_only, preset_stage
@@ -25,16 +29,26 @@ class AutoTuneStrategy(TuneStrategy):
     settings: ClassVar = BasicTuneStrategy.settings
 
     def next_tune_cfg(self) -> TuneGenerator:
-        if (
-            is_weight_only(self.space)
-            and (presets := preset_stage(self.space, self.space.sampling_sizes[0])).candidates
-        ):
-            swept: StageResult = yield presets
-            if swept.finished:
+        if is_weight_only(self.space):
+            presets = preset_stage(self.space, self.space.sampling_sizes[0])
+            if presets.candidates and (yield from self._or_faster(presets)):
                 return
         default = default_config(self.space, self.space.sampling_sizes[0])
-        result: StageResult = yield Stage("default", [Candidate(default, "default")])
-        if result.finished:
+        if (yield from self._or_faster(Stage("default", [Candidate(default, "default")]))):
             return
+        corrections = correction_stage(self.space, self.context, default)
+        if corrections.candidates:
+            corrected: StageResult = yield corrections
+            if corrected.finished:
+                return
         yield from ConservativeTuneStrategy(self.space, self.context).op_type_by_op_type()
         yield from BasicTuneStrategy(self.space, self.context).next_tune_cfg()
+
+    def _or_faster(self, stage: Stage) -> Generator[Any, Any, bool]:
+        """Have a stage judged and, where it meets, what may be faster than that; whether the strategy is done."""
+        forms = has_faster_forms(self.space, self.context)
+        result: StageResult = yield replace(stage, ends_run=not forms)
+        if result.met is not None and not result.finished and forms:
+            result = yield faster_stage(self.space, result.met.config)
+            return self.context.stop_at_first
+        return result.finished

@@ -1,9 +1,10 @@
 """Basic: default config, recipes, op-type-wise options, then fallback in the order of measured impact.
 
 The stages are those of the ancestor's document: 1 default, 2 all recipes, 3 op-type-wise, 4 recipes one by one,
-5.1 block-wise and blocks accumulated, 5.2 instance-wise, 5.3 accumulated fallback. With approach ``weight_only`` the
-presets come first, and bits and algorithm layer by layer after the default. Each begins with the config that scored
-best so far, where it is better by more than chance.
+5.1 block-wise and blocks accumulated, 5.2 instance-wise, 5.3 accumulated fallback. Two of ours come in between: where
+the default meets, forms of it that may be faster (``faster``); where it fails, corrections that cost no speed
+(``corrections``). With approach ``weight_only`` the presets come first, and bits and algorithm layer by layer after the
+default. Each begins with the config that scored best so far, where it is better by more than chance.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from distune.evaluation.criterion import better
 from distune.space.op_config import Mode, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import StrategyContext, TuneGenerator, TuneStrategy
+from distune.strategies.corrections import correction_stage
 from distune.strategies.default import default_config
 from distune.strategies.fallback import (
     accumulate,
@@ -28,6 +30,7 @@ from distune.strategies.fallback import (
     score_order,
     sensitivity_probe,
 )
+from distune.strategies.faster import faster_stage, has_faster_forms
 from distune.strategies.op_type_wise import op_type_wise, op_type_wise_total
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import whole_number
@@ -77,13 +80,16 @@ class BasicTuneStrategy(TuneStrategy):
         # one that fell back nearly everywhere (of another sampling size, or of another strategy before this one).
         self._lead = None
         weight_only = is_weight_only(self.space)
-        if weight_only and (presets := preset_stage(self.space, sampling_size)).candidates:
-            yield from self._ask(presets)
+        presets = preset_stage(self.space, sampling_size) if weight_only else None
+        if presets is not None and presets.candidates and (yield from self._or_faster(presets)):
+            return
         default = default_config(self.space, sampling_size)
         name = "default" if sampling_size == self.space.sampling_sizes[0] else f"default, {sampling_size} samples"
-        yield from self._ask(Stage(name, [Candidate(default, "default")]))
+        if (yield from self._or_faster(Stage(name, [Candidate(default, "default")]))):
+            return
         if weight_only:
             yield from self._layer_wise()
+        yield from self._corrections(default)
         yield from self._all_recipes(default)
         yield from self._op_type_wise(default)
         yield from self._dynamic(default)
@@ -98,7 +104,8 @@ class BasicTuneStrategy(TuneStrategy):
         if self._lead is None:
             self._lead = result.best
         rivals = sorted(filter(self._leads, result.trials), key=self._loss)[:_RIVALS]
-        if rivals and self._lead is not None and not result.finished:
+        over = result.finished or (result.met is not None and self.context.stop_at_first)
+        if rivals and self._lead is not None and not over:
             self._lead = yield from self._fast_enough(self._lead, rivals)
         return result
 
@@ -110,6 +117,20 @@ class BasicTuneStrategy(TuneStrategy):
         step = NOTICEABLE * abs(self.record.target - lead.accuracy) * _NEARLY
         floor = lead.accuracy + (step if self.context.criterion.higher_is_better else -step)
         return replace(stage, accuracy="verdict", floor=floor)
+
+    def _or_faster(self, stage: Stage) -> Generator[Any, Any, bool]:
+        """Have a stage judged and, where it meets, what may be faster than that; whether the strategy is done."""
+        forms = has_faster_forms(self.space, self.context)
+        result: StageResult = yield from self._ask(replace(stage, ends_run=not forms))
+        if result.met is None or result.finished or not forms:
+            return False
+        yield faster_stage(self.space, result.met.config)
+        return self.context.stop_at_first
+
+    def _corrections(self, base: TuningConfig) -> TuneGenerator:
+        stage = correction_stage(self.space, self.context, base)
+        if stage.candidates:
+            yield from self._ask(stage)
 
     def _leads(self, trial: Trial) -> bool:
         """Whether ``trial`` is so much more accurate than the base that this is no chance.

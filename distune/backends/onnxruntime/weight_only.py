@@ -263,7 +263,8 @@ def _recipes() -> Iterator[Recipe]:
         yield Recipe(name, {}, ({},), f"Settings of {algorithm}: {known}.")
     yield Recipe(STORAGE, "native", ("native",), "What becomes of widths that MatMulNBits does not run.")
     levels = tuple(level for level in (0, 4) if runs(4, 32, "none", level))
-    yield Recipe(ACCURACY_LEVEL, 0, levels, "4 rounds the inputs of MatMulNBits to int8, which is faster.")
+    doc = "4 rounds the inputs of MatMulNBits to int8, which is faster."
+    yield Recipe(ACCURACY_LEVEL, 0, levels, doc, speeds_up=len(levels) > 1)
 
 
 def _check(recipes: Mapping[str, Any]) -> None:
