@@ -208,7 +208,9 @@ class Evaluator:
         """
         start = time.perf_counter()
         if self._eval_func is not None:
-            return self._score_by_function(self._eval_func, model, start, parameters or {})
+            score = self._score_by_function(self._eval_func, model, start, parameters or {})
+            met = _met(demand, score.metrics, score.value) if demand and demand.targets else None
+            return replace(score, verdict=met)
         if self.needs_reference and self._reference is None:
             raise DataError("a metric has compare_label: false, but the fp32 model was not set as the reference")
         run, demand = self._begin(model), demand or Demand()
@@ -354,7 +356,7 @@ class _Pass:
 
 def _met(demand: Demand, metrics: Mapping[str, float], accuracy: float) -> bool:
     return all(
-        meets(metrics[name] if name else accuracy, target.value, target.higher_is_better)
+        meets(metrics.get(name, math.nan) if name else accuracy, target.value, target.higher_is_better)
         for name, target in demand.targets
     )
 
