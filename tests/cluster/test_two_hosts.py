@@ -79,12 +79,21 @@ def ours(hosts: Hosts) -> list[str]:
     return found
 
 
-def judged(workspace: Path) -> list[str]:
+def judged(workspace: Path) -> dict[str, int]:
+    """The rank that judged, by what was judged, in the order of the journal."""
     path = workspace / "journal.jsonl"
-    if not path.exists():
-        return []
-    keys = [record.data["key"] for record in read_records(path) if record.kind == "result"]
-    return [key for key in keys if key.startswith("judge:")]
+    records = read_records(path) if path.exists() else []
+    return {
+        record.data["key"]: record.data["meta"]["rank"]
+        for record in records
+        if record.kind == "result" and record.data["key"].startswith("judge:")
+    }
+
+
+def times_judged(workspace: Path) -> int:
+    """Judgings in the journal, repeated ones too."""
+    records = read_records(workspace / "journal.jsonl")
+    return sum(record.kind == "result" and record.data["key"].startswith("judge:") for record in records)
 
 
 def test_doctor_reaches_every_rank_on_both_hosts(hosts: Hosts, tmp_path: Path) -> None:
@@ -103,7 +112,7 @@ def test_a_run_whose_cable_is_pulled_ends_at_once_and_resumes_without_that_host(
 
     def well_under_way() -> bool:
         assert process.poll() is None, said(tmp_path)
-        return len(judged(workspace)) >= 4
+        return len(judged(workspace)) >= 4 and max(judged(workspace).values()) >= 2  # a rank of host b is one of them
 
     until(well_under_way, lambda: said(tmp_path), 120)
     assert not list((tmp_path / "hosts").glob("*.onnx"))
@@ -115,9 +124,8 @@ def test_a_run_whose_cable_is_pulled_ends_at_once_and_resumes_without_that_host(
     budget = ("--set", f"tuning.exit_policy.max_trials={len(before) + 2}")
     assert start(hosts, tmp_path, *run, *budget, where="a:4").wait(200) in (0, 4), said(tmp_path)
     after = judged(workspace)
-    assert after[: len(before)] == before
-    assert len(set(after)) == len(after), "nothing that was finished is judged again"
+    assert list(after)[: len(before)] == list(before)
+    assert len(after) == times_judged(workspace), "nothing that was finished is judged again"
     result = RunResult.from_json((workspace / "result.json").read_text())
     assert result.outcome in ("met", "budget_spent")
     assert {host.name for host in result.hosts} == {"a"}
-    assert {trial.host for trial in result.trials} == {"a", "b"}, "b had its part"
