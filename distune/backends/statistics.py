@@ -55,6 +55,7 @@ _BINS = 1 << BINS_LOG2
 _MIN_EXPONENT = -126
 _CHUNK = 1 << 17
 _MAGIC = b"DSTAT%d" % STATISTICS_VERSION
+_MOVING_WEIGHT = 0.01
 _KL_BINS = 2048
 _KL_STEP = 16
 _KL_VALUES_PER_BIN = 4
@@ -225,8 +226,8 @@ class CalibrationStatistics:
         """The range that ``algorithm`` gives a tensor; both ends are exact float32 values.
 
         Args:
-            algorithm: ``minmax``; ``kl`` (see ``_kl_range``); ``percentile``: the range that leaves out
-                ``(100 - percentile) / 2`` percent of the values at each end.
+            algorithm: ``minmax``; ``moving_average`` (see ``_moving_average``); ``kl`` (see ``_kl_range``);
+                ``percentile``: the range that leaves out ``(100 - percentile) / 2`` percent of the values at each end.
 
         Raises:
             TrialError: The tensor was not calibrated, or the algorithm is unknown.
@@ -336,8 +337,12 @@ class CalibrationStatistics:
             below, above = _percentile_range(stats.histogram(), percentile)
         elif algorithm == "kl":
             below, above = _kl_range(stats.histogram())
+        elif algorithm == "moving_average":
+            below, above = _moving_average(ranges)
         else:
-            raise TrialError(f"unknown calibration algorithm {algorithm!r}; known: minmax, kl, percentile")
+            raise TrialError(
+                f"unknown calibration algorithm {algorithm!r}; known: minmax, moving_average, kl, percentile"
+            )
         return max(low, below), min(high, above)
 
 
@@ -371,6 +376,18 @@ def _percentile_range(histogram: Histogram, percentile: float) -> tuple[float, f
     first = int(np.searchsorted(cumulated, tail, side="right"))
     last = int(np.searchsorted(cumulated, histogram.total - tail, side="left"))
     return (first - _BINS) * histogram.width, (last + 1 - _BINS) * histogram.width
+
+
+def _moving_average(ranges: NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the batches' ranges, averaged exponentially in the order of the batches.
+
+    B. Jacob et al., arXiv:1712.05877, section 3.1, with the weight of a new batch that PyTorch's observer has.
+    """
+    low, high = ranges[0]
+    for below, above in ranges[1:]:
+        low += _MOVING_WEIGHT * (below - low)
+        high += _MOVING_WEIGHT * (above - high)
+    return float(low), float(high)
 
 
 def _kl_range(histogram: Histogram) -> tuple[float, float]:

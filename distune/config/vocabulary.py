@@ -47,7 +47,7 @@ QUANT_LEVELS: Mapping[str, int | str] = {"auto": "auto", "0": 0, "O0": 0, "1": 1
 DTYPES = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int", "fp32", "bf16", "fp16")
 SCHEMES = ("sym", "asym")
 GRANULARITIES = ("per_tensor", "per_channel")
-ALGORITHMS = ("minmax", "kl", "percentile", "RTN", "GPTQ", "AWQ", "HQQ")
+ALGORITHMS = ("minmax", "moving_average", "kl", "percentile", "RTN", "GPTQ", "AWQ", "HQQ")
 
 SIGOPT_KEYS = ("sigopt_api_token", "sigopt_project_id", "sigopt_experiment_name")
 

@@ -247,7 +247,7 @@ def find_ops(module: GraphModule) -> tuple[ModuleOp, ...]:
             continue
         path, kind = _module_of(node)
         op_type = OP_TYPES.get(node.target, _function_name(node))
-        own = path and (op_type == kind or kind.startswith(op_type) or _is_leaf(kind))
+        own = path and _is_what_the_module_is_for(op_type, kind)
         base = path if own else ".".join(filter(None, [path, _function_name(node)]))
         index = counts.get(base, 0)
         counts[base] = index + 1
@@ -294,12 +294,9 @@ def _module_of(node: Node) -> tuple[str, str]:
     return (path, kind) if not path.startswith("_empty_nn_module_stack") else ("", "")
 
 
-def _is_leaf(kind: str) -> bool:
-    """Whether modules of this class hold one op, by which the module itself is meant."""
-    return kind in _LEAVES
-
-
-_LEAVES = frozenset({*OP_TYPES.values(), "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Flatten", "Dropout", "Identity"})
+def _is_what_the_module_is_for(op_type: str, kind: str) -> bool:
+    """Whether an op is the one that modules of class ``kind`` are named after, by which the module itself is meant."""
+    return op_type.casefold() == kind.casefold() or (op_type == "BatchNorm" and kind.startswith("BatchNorm"))
 
 
 def _export(loaded: LoadedModule) -> torch.export.ExportedProgram:
