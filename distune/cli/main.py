@@ -17,7 +17,11 @@ from typing import NoReturn
 from distune import __version__
 from distune.errors import DistuneError, UsageError
 
-VERBS = ("init", "validate", "schema", "plan", "run", "report", "compare", "strategies", "export", "doctor", "slurm")
+VERBS = (
+    *("init", "validate", "schema", "plan", "run"),
+    *("report", "compare", "inspect", "export"),
+    *("strategies", "doctor", "slurm"),
+)
 """One module of this package each, with ``add_arguments`` and ``main``; listed in the order of the help text."""
 
 
