@@ -242,6 +242,23 @@ class Dispatcher:
                 return [found[task_id] for task_id in task_ids]
             self.pump()
 
+    def wait_until(self, over: Callable[[], bool], task_ids: Sequence[int]) -> list[Outcome]:
+        """As ``wait``, until ``over``: the outcomes that are there then, in the order of ``task_ids``; drops the rest.
+
+        Raises:
+            Interrupted, TransportError: See ``pump``.
+        """
+        found: dict[int, Outcome] = {}
+        while True:
+            for task_id in task_ids:
+                if task_id not in found and (outcome := self.take(task_id)) is not None:
+                    found[task_id] = outcome
+            missing = [task_id for task_id in task_ids if task_id not in found]
+            if not missing or over():
+                self.drop(missing)
+                return [found[task_id] for task_id in task_ids if task_id in found]
+            self.pump()
+
     def meanwhile(self, work: Callable[[], T]) -> T:
         """Do ``work`` in a thread of its own and pump until it is done; gives what it returns, raises what it raises.
 

@@ -474,7 +474,7 @@ class Judging:
         self._calibrator.ensure(stage.config)
         tasks = [self._dispatcher.submit(body) for body in self._probe_shards(stage)]
         answers: list[ProbeAnswer] = []
-        for outcome in self._dispatcher.wait(tasks):
+        for outcome in self._dispatcher.wait_until(self._out_of_time, tasks):
             if isinstance(outcome.body, ProbeAnswer):
                 answers.append(outcome.body)
             else:

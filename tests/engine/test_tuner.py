@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distune.config.job import CalibrationSpec, CriterionSpec, EvaluationSpec, ObjectiveSpec
+from distune.config.job import CalibrationSpec, CriterionSpec, EvaluationSpec, ObjectiveSpec, StrategySpec
 from distune.distributed.simulated import Faults
 from distune.errors import UserCodeError, WorkspaceError
 from distune.journal.replay import same_decisions
 from distune.space.op_config import TuningConfig
+from distune.trial.messages import Probe
 from tests.engine.simulated_run import Model, Run, job, policy, tune
 
 pytestmark = pytest.mark.timeout(60)
@@ -341,3 +342,17 @@ def test_another_job_in_the_workspace_is_refused_with_the_difference(tmp_path: P
     with pytest.raises(WorkspaceError, match=r"tolerance|criterion"):
         tune(tmp_path, Model(HARD), job(criterion=CriterionSpec("absolute", 0.2)))
     tune(tmp_path, Model(HARD), job(exit_policy=policy(max_trials=50)))
+
+
+def test_a_timeout_in_the_middle_of_a_probe_ends_it(tmp_path: Path) -> None:
+    model = Model(
+        dict.fromkeys((f"conv{index}" for index in range(40)), 0.2),
+        convs=40,
+        seconds=lambda rank, request: 25.0 if isinstance(request.body, Probe) else 1.0,
+    )
+    tuning = job(exit_policy=policy(timeout=60), strategy=StrategySpec("mse"))
+    run = tune(tmp_path, model, tuning)
+    probes = [request for _, request in model.asked if isinstance(request.body, Probe)]
+    assert 0 < len(probes) < 5, "of more than ten pieces"
+    assert run.outcome.outcome == "budget_spent"
+    assert run.seconds < 60 + 25
