@@ -305,6 +305,8 @@ class TuningJob:
         early_verdict: A trial may end as soon as the samples left cannot change its verdict; needs a metric with a
             per-sample form. Decisions are the same without.
         ranking: Whether ops are ranked by trials on the complete evaluation set, or on its decisive samples.
+        search: How the shortest growing prefix of accumulated fallback is found: by sections, or one by one.
+        search_width: Prefixes that a round of the search by sections asks.
         trackers: Who is told of the run (``report.tracking``).
         diagnosis: What is looked at after the run; ``None`` where nothing was asked for.
         workspace: Absolute folder of the run's files.
@@ -332,6 +334,8 @@ class TuningJob:
     limits: TrialLimits = TrialLimits()
     early_verdict: bool = True
     ranking: Literal["full", "decisive"] = "full"
+    search: Literal["section", "linear"] = "section"
+    search_width: int = 3
     trackers: tuple[ComponentSpec, ...] = ()
     diagnosis: DiagnosisSpec | None = None
     workspace: str = ""

@@ -21,6 +21,8 @@ key                              meaning
                                  samples left cannot change its verdict: the decisions are the same.
 ``tuning.ranking``               ``full`` (default) ranks the ops on all samples, ``decisive`` on the at most 20% of
                                  them that flip first; what is accepted is judged on all either way.
+``tuning.search``                ``section`` (default) finds the shortest prefix of accumulated fallback by sections of
+                                 ``search_width`` (3) prefixes a round, ``linear`` one by one.
 ``tuning.latency``               ``batch_size``, ``cores_per_instance``, ``warmup`` and ``iteration`` in one place,
                                  instead of ``evaluation.performance``.
 ``evaluation.accuracy.eval_func``  ``module:name`` or ``file.py:name``: gets a callable model, returns a number.

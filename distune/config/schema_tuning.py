@@ -246,6 +246,12 @@ class Tuning(Section):
     ranking: Literal["full", "decisive"] = Field(
         "full", description="Which evaluation samples rank the ops: all, or those that flip first."
     )
+    search: Literal["section", "linear"] = Field(
+        "section", description="How accumulated fallback finds its shortest prefix: by sections, or one by one."
+    )
+    search_width: Whole = Field(
+        3, ge=1, description="Prefixes that a round of the search by sections asks, whatever the number of ranks."
+    )
     latency: Latency | None = Field(None, description="How latency is measured.")
     parameters: tuple[ParameterSection, ...] = Field((), description="Parameters of one's own, tuned beside the ops.")
     metrics: tuple[MetricSection, ...] = Field((), description="Metrics to optimize, to keep or to write down.")

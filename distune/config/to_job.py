@@ -74,6 +74,8 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         isolation=tuning.isolation,
         early_verdict=tuning.early_verdict,
         ranking=tuning.ranking,
+        search=tuning.search,
+        search_width=tuning.search_width,
         limits=_limits(tuning.limits),
         trackers=_trackers(tuning),
         diagnosis=_diagnosis(tuning.diagnosis),

@@ -357,8 +357,14 @@ class Judging:
         return list(measured.values())
 
     def measure_met(self) -> None:
-        """Measure what the objectives need of every trial that meets, so that they can be compared."""
-        for trial in self._measured_together(list(self._book.met)):
+        """Measure what the objectives need of the trials that meet, so that they can be compared.
+
+        Not of one whose ops are all the same in another, or in floating point: a search for the shortest prefix met it
+        on the way to a shorter one.
+        """
+        met = self._book.met
+        passed = {trial.id for trial in met if any(_goes_further(other.config, trial.config) for other in met)}
+        for trial in self._measured_together([trial for trial in met if trial.id not in passed]):
             self._book.update(trial)
 
     def settle_best(self) -> None:
@@ -522,6 +528,17 @@ class Judging:
                 stopped = upcoming.get("stopped")
                 self._timed_out = stopped is not None and timeout <= stopped
         return self._timed_out
+
+
+def _goes_further(config: TuningConfig, than: TuningConfig) -> bool:
+    """Whether ``config`` is ``than`` with some of its ops in floating point quantized, and the same otherwise."""
+    same = config.recipes == than.recipes and config.parameters == than.parameters
+    if not same or than.sampling_size not in (0, config.sampling_size) or config.hash == than.hash:
+        return False
+    before = than.by_name
+    return all(
+        option == before[name] or (option.is_quantized and not before[name].is_quantized) for name, option in config.ops
+    )
 
 
 def _finite(bound: float) -> float | None:

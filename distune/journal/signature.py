@@ -53,6 +53,8 @@ def signature(job: TuningJob, digest: str) -> dict[str, Any]:
         "seed": job.seed,
         # what decides how closely trials are looked at; not written where it is as it always was
         **({"ranking": job.ranking} if job.ranking != "full" else {}),
+        **({"search": job.search} if job.search != "section" else {}),
+        **({"search_width": job.search_width} if job.search_width != 3 else {}),
         **({"early_verdict": job.early_verdict} if not job.early_verdict else {}),
         # of the exit policy only what changes the kind of the result: without it nothing is judged
         "performance_only": job.exit_policy.performance_only,

@@ -32,6 +32,7 @@ from distune.strategies.fallback import (
 )
 from distune.strategies.faster import faster_stage, has_faster_forms
 from distune.strategies.op_type_wise import op_type_wise, op_type_wise_total
+from distune.strategies.prefix_search import Search
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import whole_number
 from distune.strategies.stage import Candidate, ProbeResult, Stage, StageResult, Trial
@@ -231,7 +232,8 @@ class BasicTuneStrategy(TuneStrategy):
         order = yield from self.order(base, groups, precision)
         if order:
             start = 1 if self._is_open(base, order[0], precision) else 2
-            yield from accumulate(self.space, base, order, precision, self.record.remaining, start)
+            search = Search.of(self.context)
+            yield from accumulate(self.space, base, order, precision, self.record.remaining, start, search)
 
     def _is_open(self, base: TuningConfig, group: str, precision: Mode) -> bool:
         """Whether ``group`` alone was ranked but not judged."""

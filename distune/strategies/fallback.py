@@ -13,7 +13,10 @@ from distune.evaluation.criterion import better
 from distune.space.op_config import Mode, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import TuneGenerator
+from distune.strategies.prefix_search import Search, section_search
 from distune.strategies.stage import Candidate, ProbeStage, Stage, StageResult, Trial
+
+SECTION = Search()
 
 
 def instance_stage(
@@ -142,62 +145,45 @@ def score_order(scores: Mapping[str, float], groups: Sequence[str]) -> tuple[str
 
 
 def accumulate(
-    space: TuningSpace, base: TuningConfig, order: Sequence[str], precision: Mode, limit: int, start: int = 2
+    space: TuningSpace,
+    base: TuningConfig,
+    order: Sequence[str],
+    precision: Mode,
+    limit: int,
+    start: int = 2,
+    search: Search = SECTION,
 ) -> TuneGenerator:
     """Find the shortest growing prefix of ``order`` whose fallback to ``precision`` meets.
 
     The prefix of all groups is left out: it would be the fp32 model. Where ``limit`` is below the number of prefixes,
-    evenly spaced ones are tried first, with two thirds of the trials, so that the end of the order is reached; then
-    those between the last that did not meet and the first that did.
+    they are searched by sections whatever ``search`` says.
 
     Args:
         order: Groups, the one that goes back first in front.
         start: Length of the shortest prefix; 2 where the groups were tried one by one before.
+        search: How.
     """
     total = len(space.quantized_groups(base, precision))
     last = min(len(order), total - 1)
     name = f"accumulated fallback to {precision}"
 
-    def stage(name: str, lengths: Sequence[int], ends_run: bool) -> Stage:
+    def stage(name: str, lengths: Sequence[int]) -> Stage:
         candidates = (
             Candidate(space.fallback(base, order[:length], precision), f"{length} of {total} groups")
             for length in lengths
         )
-        return Stage(
-            name,
-            candidates,
-            use="prefix",
-            accuracy="verdict",
-            total=len(lengths),
-            order=tuple(order),
-            ends_run=ends_run,
-        )
+        return Stage(name, candidates, use="prefix", accuracy="verdict", total=len(lengths), order=tuple(order))
 
-    if last - start + 1 <= limit:
-        if last >= start:
-            yield stage(name, range(start, last + 1), True)
+    if last < start:
         return
-    coarse = _spaced(start, last, max(1, limit * 2 // 3))
-    if not coarse:
+    if search.kind == "linear" and last - start + 1 <= limit:
+        yield stage(name, range(start, last + 1))
         return
-    result: StageResult = yield stage(name, coarse, False)
-    if result.finished:
-        return
-    met = next((index for index, trial in enumerate(result.trials) if trial.met), None)
-    first, beyond = (start, last + 1) if met is None else (coarse[met - 1] + 1 if met else start, coarse[met])
-    untried = [length for length in range(first, beyond) if length not in coarse]
-    between = [untried[index] for index in _spaced(0, len(untried) - 1, limit - len(result.trials))]
-    if between:
-        yield stage(f"{name}, between", between, True)
 
+    def section(lengths: Sequence[int], word: str) -> Stage:
+        # What meets here may not be the answer yet: it neither ends the run nor is worth a measurement.
+        return replace(stage(f"{name}, {word}", lengths), ends_run=False, latency="none")
 
-def _spaced(first: int, last: int, limit: int) -> list[int]:
-    """At most ``limit`` whole numbers from ``first`` to ``last``, both ends in, evenly spaced."""
-    count = last - first + 1
-    if count <= 0 or limit <= 0:
-        return []
-    if count <= limit:
-        return list(range(first, last + 1))
-    if limit == 1:
-        return [last]
-    return sorted({first + round(step * (count - 1) / (limit - 1)) for step in range(limit)})
+    found = yield from section_search(start, last, search, limit, section)
+    if found.length is not None and not found.finished:
+        yield stage(name, [found.length])  # known, so it costs nothing: it is the answer, and ends the run

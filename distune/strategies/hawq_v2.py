@@ -13,6 +13,7 @@ from distune.errors import UsageError
 from distune.strategies.base import TuneGenerator, TuneStrategy
 from distune.strategies.default import default_config, default_stage
 from distune.strategies.fallback import accumulate, score_order
+from distune.strategies.prefix_search import Search
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import whole_number
 from distune.strategies.stage import ProbeResult, ProbeStage, StageResult
@@ -62,4 +63,5 @@ class HAWQ_V2TuneStrategy(TuneStrategy):
                     "need the PyTorch backend, for other models use strategy mse or basic"
                 )
             order = score_order(probe.scores, groups)
-            yield from accumulate(self.space, base, order, precision, self.record.remaining, start=1)
+            search = Search.of(self.context)
+            yield from accumulate(self.space, base, order, precision, self.record.remaining, start=1, search=search)

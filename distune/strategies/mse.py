@@ -9,6 +9,7 @@ from distune.space.op_config import Mode, TuningConfig
 from distune.strategies.base import TuneGenerator
 from distune.strategies.basic import BasicTuneStrategy
 from distune.strategies.fallback import accumulate, score_order, sensitivity_probe
+from distune.strategies.prefix_search import Search
 from distune.strategies.registry import strategy_registry
 from distune.strategies.settings import one_of, whole_number
 from distune.strategies.stage import ProbeResult, ProbeStage
@@ -54,4 +55,5 @@ class MSETuneStrategy(BasicTuneStrategy):
         if not probe.scores and not probe.finished:
             self.context.tell("mse: no op could be scored, so fallback goes in graph order")
         order = score_order(probe.scores, groups)
-        yield from accumulate(self.space, base, order, precision, self.record.remaining, start=1)
+        search = Search.of(self.context)
+        yield from accumulate(self.space, base, order, precision, self.record.remaining, start=1, search=search)

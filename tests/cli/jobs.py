@@ -172,6 +172,7 @@ def scripted(folder: Path, *accuracies: float | str, isolation: str = "none") ->
     (folder / "score.py").write_text(SCRIPTED)
     job.document["evaluation"]["accuracy"] = {"eval_func": "score.py:given"}
     job.document["tuning"]["accuracy_criterion"] = {"absolute": 0.1}
+    job.document["tuning"]["search"] = "linear"  # one trial after the other, as the accuracies are given
     return job
 
 
