@@ -60,9 +60,7 @@ class SavedConfig:
         if arrays:
             beside[ARRAYS_FILE] = _packed(arrays)
             content["arrays"] = {"file": ARRAYS_FILE, "sha256": hashlib.sha256(beside[ARRAYS_FILE]).hexdigest()}
-        heading = (
-            "# Apply to the fp32 model with: distune export THIS_FILE --model MODEL --output QUANTIZED\n"
-        )
+        heading = "# Apply to the fp32 model with: distune export THIS_FILE --model MODEL --output QUANTIZED\n"
         text = heading + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
         return {CONFIG_FILE: text.encode(), **beside}
 
