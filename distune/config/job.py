@@ -289,6 +289,10 @@ class DiagnosisSpec:
     folder: str | None = ""
 
 
+REFINE_TRIALS = 8
+"""Trials of the minimality pass, where the user does not say."""
+
+
 @dataclass(frozen=True)
 class TuningJob:
     """One run of distune.
@@ -307,6 +311,7 @@ class TuningJob:
         ranking: Whether ops are ranked by trials on the complete evaluation set, or on its decisive samples.
         search: How the shortest growing prefix of accumulated fallback is found: by sections, or one by one.
         search_width: Prefixes that a round of the search by sections asks.
+        refine_trials: Trials of the minimality pass; ``None``: see ``refine_budget``.
         trackers: Who is told of the run (``report.tracking``).
         diagnosis: What is looked at after the run; ``None`` where nothing was asked for.
         workspace: Absolute folder of the run's files.
@@ -336,10 +341,24 @@ class TuningJob:
     ranking: Literal["full", "decisive"] = "full"
     search: Literal["section", "linear"] = "section"
     search_width: int = 3
+    refine_trials: int | None = None
     trackers: tuple[ComponentSpec, ...] = ()
     diagnosis: DiagnosisSpec | None = None
     workspace: str = ""
     source: str = ""
+
+    @property
+    def refine_budget(self) -> int:
+        """Trials of the minimality pass: those asked for, else as many as usual where a trial is distune's own.
+
+        A user's ``eval_func`` may be slow or counted, and training is slow: there it must be asked for. Where neither
+        speed nor size is an objective, there is nothing to gain.
+        """
+        if all(objective.name not in ("performance", "modelsize", "footprint") for objective in self.objectives):
+            return 0
+        if self.refine_trials is not None:
+            return self.refine_trials
+        return 0 if self.evaluation.eval_func is not None or self.approach == "qat" else REFINE_TRIALS
 
     @property
     def stops_at_first(self) -> bool:

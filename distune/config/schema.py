@@ -23,6 +23,8 @@ key                              meaning
                                  them that flip first; what is accepted is judged on all either way.
 ``tuning.search``                ``section`` (default) finds the shortest prefix of accumulated fallback by sections of
                                  ``search_width`` (3) prefixes a round, ``linear`` one by one.
+``tuning.refine_trials``         Trials, beside ``max_trials``, that try to give ops of the accepted model back to
+                                 integers; 8 by default, 0 with an ``eval_func`` or ``qat``. 0 turns it off.
 ``tuning.latency``               ``batch_size``, ``cores_per_instance``, ``warmup`` and ``iteration`` in one place,
                                  instead of ``evaluation.performance``.
 ``evaluation.accuracy.eval_func``  ``module:name`` or ``file.py:name``: gets a callable model, returns a number.

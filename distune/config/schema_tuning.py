@@ -252,6 +252,9 @@ class Tuning(Section):
     search_width: Whole = Field(
         3, ge=1, description="Prefixes that a round of the search by sections asks, whatever the number of ranks."
     )
+    refine_trials: Whole | None = Field(
+        None, ge=0, description="Trials that give ops of the accepted model back to integers; 8, with an eval_func 0."
+    )
     latency: Latency | None = Field(None, description="How latency is measured.")
     parameters: tuple[ParameterSection, ...] = Field((), description="Parameters of one's own, tuned beside the ops.")
     metrics: tuple[MetricSection, ...] = Field((), description="Metrics to optimize, to keep or to write down.")

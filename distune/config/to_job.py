@@ -76,6 +76,7 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         ranking=tuning.ranking,
         search=tuning.search,
         search_width=tuning.search_width,
+        refine_trials=tuning.refine_trials,
         limits=_limits(tuning.limits),
         trackers=_trackers(tuning),
         diagnosis=_diagnosis(tuning.diagnosis),

@@ -105,6 +105,12 @@ class Judging:
 
     # ------------------------------------------------------------------------------------------------------- stages
 
+    def judge_stage(self, stage: Stage) -> StageResult:
+        """As ``judge``, for a stage."""
+        if self._finished:
+            raise TuningFinished("the run is over")
+        return self._stage(stage)
+
     def _stage(self, stage: Stage) -> StageResult:
         start = self._dispatcher.now()
         total = _total(stage)
@@ -456,6 +462,19 @@ class Judging:
         reason = outcome.body.message if isinstance(outcome.body, Failure) else "unexpected answer"
         message = f"the {what} of trial {trial.id} could not be measured: {reason}"
         self._listener.on(events.Warned(message, outcome.rank, outcome.host))
+
+    def grant(self, trials: int) -> bool:
+        """Open the run, which the strategy has ended, for trials of a budget of their own; not where time is over."""
+        if self._out_of_time():
+            return False
+        self._finished = False
+        self._book.max_trials = len(self._book.trials) + trials
+        return True
+
+    def decided_refinement(self, before: Trial, after: Trial, given_back: tuple[str, ...]) -> None:
+        """Journal what the minimality pass came to."""
+        self._decisions.add(kind="refine", trial=after.id, accepted=before.id, given_back=given_back)
+        self._decisions.commit()
 
     def decided_winner(self, trial: Trial, tied: tuple[int, ...]) -> None:
         """Journal the choice, with the latency that decided."""

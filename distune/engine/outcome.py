@@ -76,6 +76,7 @@ class RunOutcome:
         fallback_order: Groups in the order in which fallback took them.
         op_impact: What returning each group alone to floating point gained in accuracy (positive: better).
         tied: Trials that could not be told apart from the winner by the objective.
+        given_back: Groups that the minimality pass quantized in the model that was accepted first.
         failure: Why the run failed or was interrupted.
         quarantined: Configs that have cost two child processes.
     """
@@ -101,6 +102,7 @@ class RunOutcome:
     timing: Timing = Timing()
     failure: str = ""
     quarantined: tuple[Quarantined, ...] = ()
+    given_back: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -26,6 +26,7 @@ from distune.engine.judging import Judging
 from distune.engine.objective import Baseline, Choice, choose, score
 from distune.engine.outcome import OutcomeName, RunOutcome, Timing
 from distune.engine.quarantine import Quarantined
+from distune.engine.refinement import Refinement
 from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
 from distune.evaluation.criterion import check_directions, metric_targets, target_accuracy, threshold_targets
 from distune.evaluation.order import SampleOrder
@@ -80,6 +81,7 @@ class Tuner:
         self._judging: Judging | None = None
         self._calibrator: Calibrator | None = None
         self._startup_s = 0.0
+        self._given_back: tuple[str, ...] = ()
 
     def interrupt(self, reason: str) -> None:
         """Stop at the next opportunity with outcome ``interrupted``; may be called from a signal handler."""
@@ -287,14 +289,12 @@ class Tuner:
         judging.settle_best()
         if self._job.stops_at_first and len(self._book.met) > 1:
             judging.measure_met()  # a stage that did not end the run met, and so did a later one
-        while (choice := self._choose()) is not None:
-            trial = choice.trial
-            if trial.latency is None:
-                trial = judging.measure(trial)
-            if trial.config.hash not in self._dispatcher.quarantine:
-                break
-        else:
+        choice = self._measured_choice(judging)
+        if choice is not None and choice.trial.met and self._refine(judging, choice.trial):
+            choice = self._measured_choice(judging)
+        if choice is None:
             return self._outcome(self._ending(judging, met=False))
+        trial = choice.trial
         judging.decided_winner(trial, choice.tied)
         if trial.latency is not None and trial.latency.ci_low > 1:
             self._warn(
@@ -304,6 +304,34 @@ class Tuner:
         exported = self._export(trial)
         self._diagnose(judging, trial)
         return self._outcome(self._ending(judging, met=trial.met), best=trial, exported=exported, tied=choice.tied)
+
+    def _measured_choice(self, judging: Judging) -> Choice | None:
+        """The winner, with its latency: to measure it may cost its config the last child process that it gets."""
+        while (choice := self._choose()) is not None:
+            trial = choice.trial if choice.trial.latency is not None else judging.measure(choice.trial)
+            if trial.config.hash not in self._dispatcher.quarantine:
+                return replace(choice, trial=trial)
+        return None
+
+    def _refine(self, judging: Judging, accepted: Trial) -> bool:
+        """The minimality pass; says whether there may be a better choice now."""
+        assert self._space is not None  # set by _open_journal
+        if not self._job.refine_budget or not judging.grant(self._job.refine_budget):
+            return False
+        refinement = Refinement(self._space, self._book, judging.judge_stage, self._not_slower, judging.fallback_order)
+        refinement.run(accepted)
+        choice = self._measured_choice(judging)
+        after = accepted if choice is None else choice.trial
+        self._given_back = refinement.given_back(accepted.config, after.config)
+        judging.decided_refinement(accepted, after, self._given_back)
+        return True
+
+    def _not_slower(self, trial: Trial, base: Trial) -> bool:
+        """Whether ``trial`` is not worse than ``base`` by the objectives, as far as the intervals tell."""
+        baseline = self._objective_baseline()
+        ours = score(trial, self._job.objectives, baseline)
+        theirs = score(base, self._job.objectives, baseline)
+        return theirs is None or (ours is not None and ours.low <= theirs.high)
 
     def _diagnose(self, judging: Judging, best: Trial) -> None:
         """Look at tensors: those asked for, or those of the ops that hurt. The run stands without it."""
@@ -398,6 +426,7 @@ class Tuner:
             fallback_order=() if judging is None else judging.fallback_order,
             op_impact={} if judging is None else judging.op_impact,
             tied=tied,
+            given_back=self._given_back,
             warnings=tuple(self._warnings),
             skipped=tuple(self._skipped),
             timing=self._timing(),

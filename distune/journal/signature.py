@@ -55,6 +55,7 @@ def signature(job: TuningJob, digest: str) -> dict[str, Any]:
         **({"ranking": job.ranking} if job.ranking != "full" else {}),
         **({"search": job.search} if job.search != "section" else {}),
         **({"search_width": job.search_width} if job.search_width != 3 else {}),
+        **({"refine_trials": job.refine_trials} if job.refine_trials is not None else {}),
         **({"early_verdict": job.early_verdict} if not job.early_verdict else {}),
         # of the exit policy only what changes the kind of the result: without it nothing is judged
         "performance_only": job.exit_policy.performance_only,

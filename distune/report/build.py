@@ -50,6 +50,7 @@ def result_of(outcome: RunOutcome) -> RunResult:
         best=_best(outcome),
         fallback_order=outcome.fallback_order,
         op_impact=outcome.op_impact,
+        given_back=outcome.given_back,
         groups=() if space is None else tuple(Group(name, ops) for name, ops in space.groups.items() if len(ops) > 1),
         pareto=pareto_of_objectives(outcome.trials, job.objectives)
         if len([metric for metric in job.metrics if metric.strategy == "optimize"]) > 1

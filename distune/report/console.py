@@ -107,6 +107,8 @@ class ConsoleListener(events.Listener):
         )
         self._console.print()
         self._console.print(Text(words.verdict_sentence(result), style=style))
+        if result.given_back:
+            self._console.print(f"given back to integers after it was met: {', '.join(result.given_back)}")
         parts = [_closing(result, workspace)]
         if result.best is not None and result.best.fallback_reasons:
             parts.insert(0, _reasons(result.best))

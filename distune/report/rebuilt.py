@@ -73,6 +73,7 @@ def rebuilt_result(
         best=_best(trials, configs, groups, spec),
         fallback_order=next((tuple(d["order"]) for d in reversed(held) if d.get("kind") == "order"), ()),
         op_impact=_impact(held, groups, spec.higher_is_better),
+        given_back=next((tuple(d["given_back"]) for d in reversed(held) if d.get("kind") == "refine"), ()),
         groups=_groups(groups),
         pareto=(),
         skipped_candidates=(),

@@ -316,6 +316,7 @@ class RunResult:
         trials: The judged trials, by id.
         timing: Where the time went.
         quarantined: Tuning configs that have cost two child processes each.
+        given_back: Groups that the model accepted first had in floating point, and the minimality pass quantized.
     """
 
     schema_version: int
@@ -343,6 +344,7 @@ class RunResult:
     trials: tuple[TrialEntry, ...]
     timing: TimeSpent
     quarantined: tuple[QuarantineEntry, ...] = ()
+    given_back: tuple[str, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values; NaN and infinity become ``None``."""

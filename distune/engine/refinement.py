@@ -1,0 +1,132 @@
+"""The minimality pass: no op of an accepted model stays in floating point for nothing.
+
+The search for a model that meets stops with the first that does, or takes whole blocks and op types at once, so some
+of its ops may be in floating point without need. Here they are given back to integers, the least harmful first, a few
+parts at a time: parts that meet and are not slower are joined, parts of several groups that do not are halved.
+What comes of it is more trials that meet; the objective chooses among all of them, so nothing gets worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from math import ceil
+
+from distune.engine.book import TrialBook
+from distune.space.op_config import OpConfig, TuningConfig
+from distune.space.tuning_space import TuningSpace
+from distune.strategies.stage import Candidate, Stage, StageResult, Trial
+
+NAME = "refine"
+TOGETHER = 4
+"""Parts that are tried at a time. Not a matter of the number of ranks: the decisions are the same for any."""
+
+Part = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """See the module's description.
+
+    Attributes:
+        space: The tuning space.
+        book: The run's trials, with a budget for this pass.
+        judge: Has a stage judged.
+        not_slower: Whether the first trial is, by the objectives, no worse than the second as far as can be told.
+        order: Groups in the order in which fallback took them, the most harmful first.
+    """
+
+    space: TuningSpace
+    book: TrialBook
+    judge: Callable[[Stage], StageResult]
+    not_slower: Callable[[Trial, Trial], bool]
+    order: tuple[str, ...] = ()
+
+    def run(self, accepted: Trial) -> Trial:
+        """Give groups of ``accepted`` back while the budget lasts; the last trial that was taken."""
+        base = accepted
+        floating = self._least_harmful_first(accepted.config)
+        # One by one, with a join after each batch, where the budget has that; else several groups at once.
+        one_by_one = len(floating) + ceil(len(floating) / TOGETHER) <= self.book.remaining
+        pending = _parts(floating, len(floating) if one_by_one else TOGETHER)
+        while pending and self.book.remaining:
+            batch, pending = pending[:TOGETHER], pending[TOGETHER:]
+            result = self.judge(self._stage(base, batch, "none"))
+            good = [part for part, trial in zip(batch, result.trials, strict=False) if self._taken(trial, base)]
+            for part in batch[: len(result.trials)]:
+                if part not in good and len(part) > 1:
+                    pending += _parts(part, 2)
+            if good:
+                alone = result.trials[batch.index(good[0])]
+                joined = None if result.finished else self._joined(base, good)
+                base = alone if joined is None else joined
+            if result.finished:
+                break
+        return base
+
+    def given_back(self, before: TuningConfig, after: TuningConfig) -> tuple[str, ...]:
+        """Groups that are in floating point in ``before`` and quantized in ``after``, in graph order."""
+        quantized = set(after.quantized_ops)
+        return tuple(group for group in self._floating(before) if quantized.intersection(self.space.groups[group]))
+
+    def _joined(self, base: Trial, good: Sequence[Part]) -> Trial | None:
+        """The largest join of parts that meet alone, the most harmful left out first."""
+        if len(good) < 2 or not self.book.remaining:
+            return None
+        unions = [tuple(group for part in good[:count] for group in part) for count in range(len(good), 1, -1)]
+        result = self.judge(self._stage(base, unions, "first"))
+        last = result.trials[-1] if result.trials else None
+        return last if last is not None and self._taken(last, base) else None
+
+    def _stage(self, base: Trial, parts: Sequence[Part], how: str) -> Stage:
+        candidates = [Candidate(self._with(base.config, part), _label(part)) for part in parts]
+        if how == "first":
+            return Stage(f"{NAME}, together", candidates, use="prefix", accuracy="verdict", ends_run=False)
+        return Stage(NAME, candidates, exit="none", use="best", accuracy="verdict", ends_run=False)
+
+    def _taken(self, trial: Trial, base: Trial) -> bool:
+        return trial.met and self.not_slower(trial, base)
+
+    def _with(self, config: TuningConfig, groups: Part) -> TuningConfig:
+        """``config`` with ``groups`` quantized as in the most accurate trial that has them quantized, or by default."""
+        changes: dict[str, OpConfig] = {}
+        for group in groups:
+            names = self.space.groups[group]
+            donor = self.book.best_of(partial(_quantizes, names))
+            options = (self.space.default() if donor is None else donor.config).by_name
+            changes.update({name: options[name] for name in names})
+        sampling_size = config.sampling_size or self.space.sampling_sizes[0]
+        return self.space.effective(replace(config.with_ops(changes), sampling_size=sampling_size))
+
+    def _floating(self, config: TuningConfig) -> list[str]:
+        """Groups in floating point that the user does not want there."""
+        options, default = config.by_name, self.space.default().by_name
+        return [
+            group
+            for group, names in self.space.groups.items()
+            if not any(options[name].is_quantized for name in names)
+            and any(default[name].is_quantized for name in names)
+        ]
+
+    def _least_harmful_first(self, config: TuningConfig) -> Part:
+        """Groups that no order names were not found to do harm: they come first."""
+        place = {group: index for index, group in enumerate(self.order)}
+        return tuple(sorted(self._floating(config), key=lambda group: -place.get(group, len(place))))
+
+
+def _parts(groups: Sequence[str], count: int) -> list[Part]:
+    """``groups`` in at most ``count`` parts of about the same size."""
+    count = min(count, len(groups))
+    borders = [len(groups) * index // count for index in range(count + 1)] if count else []
+    return [tuple(groups[start:end]) for start, end in pairwise(borders)]
+
+
+def _label(part: Part) -> str:
+    return part[0] if len(part) == 1 else f"{len(part)} groups, {part[0]} to {part[-1]}"
+
+
+def _quantizes(names: Sequence[str], trial: Trial) -> bool:
+    options = trial.config.by_name
+    return any(options[name].is_quantized for name in names)
