@@ -155,6 +155,7 @@ def test_the_planted_op_leads_the_fallback_and_the_best_model_is_as_good_as_told
     tmp_path: Path, planted: str, isolation: str
 ) -> None:
     job = judged(tmp_path, planted, isolation=isolation)
+    job.document["tuning"]["refine_trials"] = 8
     # The recipes and the op-type-wise stage may mend it by chance of their own; here fallback is looked at.
     job.document["tuning"]["strategy"] = {"name": "basic", "strategy_kwargs": {"op_type_wise_trials": 0}}
     job.document["quantization"]["recipes"] = {

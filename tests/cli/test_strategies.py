@@ -75,6 +75,7 @@ def test_mse_needs_half_the_trials_of_basic_on_the_hard_model(tmp_path: Path, as
         changes = (
             f"tuning.strategy.name={strategy}",
             "evaluation.accuracy.dataloader.dataset.Npz.limit=1000",
+            "tuning.refine_trials=0",
         )
         workspace = tmp_path / strategy
         command = [*Job(tmp_path, {}).command()[:3], "run", str(config), "--workspace", str(workspace), "--quiet"]
