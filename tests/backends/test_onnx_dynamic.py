@@ -155,3 +155,22 @@ def test_the_constants_that_were_quantized_are_gone() -> None:
     config = build_space(backend.facts().capability, (), "dynamic", {}, (SAMPLES,)).default()
     names = {tensor.name for tensor in backend.load(config).native.graph.initializer}
     assert not names & {"wq", "wk", "wv", "wo", "table"}
+
+
+def test_symmetric_products_have_no_zero_point_for_their_weight_and_asymmetric_ones_do() -> None:
+    """ONNX Runtime takes a vector of zero points, even of zeros, by a slower kernel."""
+    proto, _ = single("MatMul")
+    backend = OnnxRuntimeBackend(TuningJob(ModelSpec("onnxruntime", live=proto)))
+    for option in DYNAMIC_OPTIONS["MatMul"]:
+        assert option.weight is not None
+        nodes = backend.load(TuningConfig((("op", option),))).native.graph.node
+        inputs = next(node.input for node in nodes if node.op_type == "MatMulInteger")
+        assert len(inputs) == (3 if option.weight.scheme == "sym" else 4)
+
+
+def test_a_quantized_graph_brings_no_inferred_shapes() -> None:
+    """With them ONNX Runtime fuses Add and LayerNormalization to an op that is slower than the two."""
+    backend = backend_of(attention_model(), sentences())
+    ops = backend.facts().capability.ops
+    config = TuningConfig(tuple((op.name, op.options[0]) for op in ops), sampling_size=SAMPLES)
+    assert not backend.load(config).native.graph.value_info
