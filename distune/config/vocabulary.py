@@ -100,7 +100,20 @@ RECIPES = frozenset(
 )
 
 STRATEGIES = frozenset(
-    ("basic", "mse", "mse_v2", "hawq_v2", "bayesian", "exhaustive", "random", "sigopt", "tpe", "auto", "conservative")
+    (
+        "auto",
+        "basic",
+        "bayesian",
+        "conservative",
+        "exhaustive",
+        "hawq_v2",
+        "knapsack",
+        "mse",
+        "mse_v2",
+        "random",
+        "sigopt",
+        "tpe",
+    )
 )
 
 TENSORFLOW_DATASETS = frozenset(

@@ -20,7 +20,7 @@ from distune.evaluation.criterion import meets, target_accuracy
 from distune.space.op_config import TuningConfig
 from tests.engine.simulated_run import Model, job, policy, tune
 
-STRATEGIES = ("basic", "mse", "mse_v2", "conservative", "auto", "exhaustive", "random", "tpe")
+STRATEGIES = ("basic", "mse", "mse_v2", "conservative", "auto", "exhaustive", "random", "tpe", "knapsack")
 """bayesian takes seconds an ask; hawq_v2 needs a loss, sigopt its service."""
 
 SECONDS = float(os.environ.get("DISTUNE_FUZZ_S", "5"))

@@ -24,7 +24,7 @@ OUTSIDE = {"sigopt"}
 NAMES = sorted(
     name for name, cls in strategies().items() if cls.__module__.startswith("distune.") and name not in OUTSIDE
 )
-FALLBACK = ["auto", "basic", "conservative", "hawq_v2", "mse", "mse_v2"]
+FALLBACK = ["auto", "basic", "conservative", "hawq_v2", "knapsack", "mse", "mse_v2"]
 EASY = AdditiveModel(default_cost=0.0)
 PLANTED = AdditiveModel({"op3": 0.3}, default_cost=0.0001)
 IMPOSSIBLE = AdditiveModel(default_cost=0.5)
