@@ -135,7 +135,7 @@ WRONG = [
     (AccuracyCriterion, {"tolerable_loss": 1.0}, "AccuracyCriterion.tolerable_loss: .*below 1"),
     (AccuracyCriterion, {"tolerable_loss": -1, "criterion": "absolute"}, "tolerable_loss: .*cannot be negative"),
     (AccuracyCriterion, {"higher_is_better": 1}, "AccuracyCriterion.higher_is_better: expected true or false"),
-    (PostTrainingQuantConfig, {"device": "gpu"}, "PostTrainingQuantConfig.device: .*CPU"),
+    (PostTrainingQuantConfig, {"device": "xpu"}, "PostTrainingQuantConfig.device: expected cpu, or gpu for PyTorch"),
     (PostTrainingQuantConfig, {"backend": "itex"}, "PostTrainingQuantConfig.backend: itex needs TensorFlow"),
     (PostTrainingQuantConfig, {"backend": "defualt"}, "PostTrainingQuantConfig.backend: .*did you mean 'default'"),
     (PostTrainingQuantConfig, {"approach": "statik"}, "PostTrainingQuantConfig.approach: .*did you mean 'static'"),
@@ -172,7 +172,7 @@ def test_what_is_wrong_is_said_by_its_field(cls: type, given: dict[str, Any], me
 
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        PostTrainingQuantConfig(device="gpu", approach="statik")
+        PostTrainingQuantConfig(device="xpu", approach="statik")
     assert "device" in str(caught.value)
     assert "approach" in str(caught.value)
 

@@ -14,7 +14,7 @@ from distune.backends.onnxruntime.execution import executed_on_integers
 from distune.backends.onnxruntime.session import SESSION_OPTIONS, optimized_graph
 from distune.backends.statistics import merge
 from distune.config.job import ModelSpec, TuningJob
-from distune.errors import TrialError
+from distune.errors import TrialError, UsageError
 from distune.space.op_config import FP32, OpConfig, TensorConfig, TuningConfig
 from tests.backends.onnx_models import (
     SAMPLES,
@@ -46,6 +46,12 @@ def test_facts_describe_the_users_model(backend: OnnxRuntimeBackend) -> None:
     assert facts.versions["onnxruntime"] == ort.__version__
     assert facts.session_options == SESSION_OPTIONS
     json.dumps(dict(facts.session_options))
+
+
+def test_another_device_than_the_cpu_is_refused() -> None:
+    job = TuningJob(ModelSpec("onnxruntime", live=convolution_model().SerializeToString()), device="gpu")
+    with pytest.raises(UsageError, match="run on the CPU"):
+        OnnxRuntimeBackend(job)
 
 
 def test_fp32_is_the_users_model(backend: OnnxRuntimeBackend) -> None:

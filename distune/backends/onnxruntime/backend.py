@@ -54,7 +54,7 @@ from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import GroupedWeight
 from distune.backends.weight_only.kept import restored, saved
 from distune.config.job import TuningJob
-from distune.errors import TrialError
+from distune.errors import TrialError, UsageError
 from distune.space.op_config import FP32, TuningConfig
 
 Variant = tuple[tuple[str, Any], ...]
@@ -150,6 +150,8 @@ class OnnxRuntimeBackend(Backend):
     standalone = "distune.backends.onnxruntime.standalone:run"
 
     def __init__(self, job: TuningJob) -> None:
+        if job.device != "cpu":
+            raise UsageError(f"device: {job.device}: ONNX models are quantized for and run on the CPU; set device: cpu")
         self._user = open_model(job.model)
         self._user_model = self._user.proto
         self._path = Path(job.model.path)
