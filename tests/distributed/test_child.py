@@ -152,6 +152,17 @@ def test_a_held_trial_stands_still_and_its_deadline_does_too(open_worker: Open) 
     assert isinstance(wait(worker).body, ProbeAnswer)
 
 
+def test_time_in_which_a_child_is_held_does_not_count_against_its_deadline(open_worker: Open) -> None:
+    worker = open_worker()
+    do(worker, ask(1))
+    worker.send(replace(ask(2, "burn", seconds=0.1), deadline_s=2.0))
+    worker.suspend()
+    threading.Event().wait(2.2)  # the wait is the point
+    assert worker.receive() == []
+    worker.resume()
+    assert isinstance(wait(worker).body, ProbeAnswer)
+
+
 def test_user_code_that_raises_or_exits_is_a_failure_with_its_traceback(open_worker: Open) -> None:
     worker = open_worker()
     raised = failure(do(worker, ask(1, "raise")))

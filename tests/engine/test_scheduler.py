@@ -107,6 +107,56 @@ def test_where_workers_can_be_held_latency_starts_with_the_first_idle_one_and_th
     assert sends(ended) == {1: 5}
 
 
+def test_only_neighbours_on_the_same_host_hold_still_and_other_hosts_go_on() -> None:
+    scheduler = Scheduler(workers("aabb"), can_hold=True)
+    for number in (1, 2, 3, 4):
+        scheduler.submit(task(number))
+    scheduler.submit(task(5, exclusive=True))
+    scheduler.submit(task(6))
+    scheduler.submit(task(7))
+    started = answer(scheduler, 1, 2)
+    assert sends(started) == {1: 5}
+    assert [i.rank for i in started if isinstance(i, Suspend)] == [0]
+    assert sends(answer(scheduler, 2, 3)) == {2: 6}, "the other host works on meanwhile"
+    assert sends(answer(scheduler, 3, 4)) == {3: 7}
+    ended = answer(scheduler, 1, 5)
+    assert [i.rank for i in ended if isinstance(i, Resume)] == [0]
+
+
+def test_every_host_has_a_quiet_window_of_its_own() -> None:
+    scheduler = Scheduler(workers("aabb"), can_hold=True)
+    for number in (1, 2, 3, 4):
+        scheduler.submit(task(number))
+    scheduler.submit(task(5, exclusive=True))
+    scheduler.submit(task(6, exclusive=True))
+    first, second = answer(scheduler, 0, 1), answer(scheduler, 2, 3)
+    assert {**sends(first), **sends(second)} == {0: 5, 2: 6}
+    assert [i.rank for i in (*first, *second) if isinstance(i, Suspend)] == [1, 3]
+    assert [i.rank for i in answer(scheduler, 0, 5) if isinstance(i, Resume)] == [1], "the other window stays"
+
+
+def test_neighbours_are_held_before_the_measurement_is_handed_out() -> None:
+    scheduler = Scheduler(workers("aaa"), can_hold=True)
+    for number in (1, 2, 3):
+        scheduler.submit(task(number))
+    scheduler.submit(task(4, exclusive=True))
+    kinds = [type(i) for i in answer(scheduler, 0, 1)]
+    assert kinds.index(Send) > max(place for place, kind in enumerate(kinds) if kind is Suspend)
+
+
+def test_neighbours_go_on_when_the_measurement_fails_or_its_worker_is_lost() -> None:
+    crash = Failure("crash", "signal SIGSEGV")
+    scheduler = Scheduler(workers("aa"), can_hold=True)
+    scheduler.submit(task(1))
+    scheduler.submit(task(2, exclusive=True))
+    assert scheduler.busy.keys() == {0, 1}
+    again = answer(scheduler, 1, 2, 1, crash)
+    assert (sends(again), [i for i in again if isinstance(i, Resume | Suspend)]) == ({1: 2}, []), "still held"
+    assert [i.rank for i in answer(scheduler, 1, 2, 2, crash) if isinstance(i, Resume)] == [0]
+    scheduler.submit(task(3, exclusive=True))
+    assert [i.rank for i in scheduler.on_event(WorkerLost(1, "killed")) if isinstance(i, Resume)] == [0]
+
+
 @given(
     hosts=st.text(alphabet="abc", min_size=1, max_size=6),
     exclusive=st.lists(st.booleans(), max_size=15),
