@@ -4,8 +4,11 @@ One number from one long loop says little on a machine that changes its clock ra
 fp32 are timed in short blocks, in the same process, in the order A B B A and B A A B in turn: whatever drifts linearly
 over a pair of blocks adds the same to both sides and cancels in their ratio. A block is many readings of the clock and
 its time their median, since a scheduler that takes the core away every few milliseconds keeps step with the blocks: of
-plain sums, whole measurements came out wrong. The median of the pairs' ratios shrugs off pairs that were disturbed all
-the same, and its interval needs no assumption about the form of the noise.
+plain sums, whole measurements came out wrong.
+Readings between which the kernel took a core away from this process are left out altogether: the longer a model runs,
+the more of its runs that spoils, which is no property of the model. The median of the pairs' ratios shrugs off pairs
+that were disturbed all the same, and its interval needs no assumption about the form of the noise, but for how much
+neighbouring pairs are alike: that is estimated, and widens the interval.
 """
 
 from __future__ import annotations
@@ -14,19 +17,12 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-BLOCK_SECONDS = 0.002
-"""A block repeats its model until it lasts about this long."""
-
-CHUNK_SECONDS = 0.0001
-"""Time between two readings of the clock: long against a reading, short against what disturbs."""
-
-_SURELY_LONG = 10
-"""A first run of this many blocks is believed to be that long; a shorter one may only have been disturbed."""
+from distune.evaluation.blocks import Block, Clock, Counter, Pair, Run, time_pair, times_preempted
 
 CONFIDENCE = 0.95
 
@@ -35,11 +31,11 @@ _LOOK_CONFIDENCE = 0.99
 tight one is kept, which favours intervals that are tight by luck; a stricter stopping interval, and looks that become
 rarer (``_next_look``), give the coverage back."""
 
+_BATCHES = 10
+"""Batches of neighbouring pairs whose spread says how alike neighbours are."""
+
 _FIRST_LOOK = 16
 """Pairs before the interval is looked at first; an order-statistics interval of fewer pairs is their whole range."""
-
-Run = Callable[[], object]
-Clock = Callable[[], int]
 
 
 class Interval(Protocol):
@@ -61,9 +57,10 @@ class PairedLatency:
         ratio: Median of ``ratios``; below 1 the candidate is faster.
         ci_low, ci_high: Confidence interval of that median (95% from 6 pairs on; of fewer, their whole range).
         candidate_ms, baseline_ms: Median milliseconds of one run.
-        blocks: Pairs that were timed.
+        blocks: Pairs in ``ratios``.
         noisy: The interval stayed wider than asked for.
-        ratios: Candidate-to-fp32 ratio of each pair, in the order of measurement.
+        ratios: Candidate-to-fp32 ratio of each pair, in the order of measurement; without those in which one of the two
+            was preempted in all of its readings, unless too few others are left.
         seconds: Wall time of the whole measurement, warm-up included.
     """
 
@@ -87,6 +84,7 @@ def measure(
     target_half_width: float = 0.01,
     max_seconds: float = 20.0,
     clock: Clock = time.perf_counter_ns,
+    preempted: Counter = times_preempted,
 ) -> PairedLatency:
     """Time ``candidate`` against ``baseline`` until the ratio's interval is tight or the budget is spent.
 
@@ -96,14 +94,16 @@ def measure(
         iteration: Timed runs of each at most (at least one pair is timed, which takes two); -1 sets no limit.
         target_half_width: Half the interval's width that ends the measurement, in units of the ratio.
         max_seconds: Budget of the timed part; the pair that crosses it is finished.
-        clock: Nanoseconds of a monotonic clock. With a fake one the outcome is a function of its readings.
+        clock: Nanoseconds of a monotonic clock.
+        preempted: Grows whenever a core is taken away from this process. With this and the clock being fakes, the
+            outcome is a function of what they read.
     """
     began = clock()
     with _collector_off():
         for _ in range(warmup):
             candidate()
             baseline()
-        block, baseline_block = _Block.sized(candidate, clock), _Block.sized(baseline, clock)
+        block, baseline_block = Block.sized(candidate, clock, preempted), Block.sized(baseline, clock, preempted)
         pair_limit = math.inf
         if iteration > 0:
             # Blocks are shortened where they would leave too few pairs for an interval.
@@ -111,38 +111,42 @@ def measure(
             block, baseline_block = block.limited(most), baseline_block.limited(most)
             pair_limit = max(1, iteration // (2 * max(block.size, baseline_block.size)))
         timed_from = clock()
-        times: list[tuple[float, float]] = []
+        timed: list[Pair] = []
         look = _FIRST_LOOK
         tight = False
-        while len(times) < pair_limit:
-            times.append(_time_pair(block, baseline_block, clock, candidate_first=len(times) % 2 == 0))
-            if len(times) == look:
-                low, high = median_interval([c / b for c, b in times], _LOOK_CONFIDENCE)
-                tight = (high - low) / 2 <= target_half_width
+        while len(timed) < pair_limit:
+            timed.append(time_pair(block, baseline_block, candidate_first=len(timed) % 2 == 0))
+            if len(timed) == look:
+                ratios = [pair.ratio for pair in _believed(timed)]
+                low, high = median_interval(ratios, _LOOK_CONFIDENCE, likeness(ratios))
+                tight = _is_tight(low, high, len(ratios), target_half_width)
                 look = _next_look(look)
             if tight or (clock() - timed_from) * 1e-9 >= max_seconds:
                 break
-    ratios = tuple(c / b for c, b in times)
-    low, high = median_interval(ratios, CONFIDENCE)
+    believed = _believed(timed)
+    ratios = [pair.ratio for pair in believed]
+    low, high = median_interval(ratios, CONFIDENCE, likeness(ratios))
     return PairedLatency(
         ratio=statistics.median(ratios),
         ci_low=low,
         ci_high=high,
-        candidate_ms=statistics.median(c for c, _ in times) * 1e-6,
-        baseline_ms=statistics.median(b for _, b in times) * 1e-6,
-        blocks=len(times),
-        noisy=not tight and not _is_tight(low, high, len(times), target_half_width),
-        ratios=ratios,
+        candidate_ms=statistics.median(pair.candidate_ns for pair in believed) * 1e-6,
+        baseline_ms=statistics.median(pair.baseline_ns for pair in believed) * 1e-6,
+        blocks=len(ratios),
+        noisy=not tight and not _is_tight(low, high, len(ratios), target_half_width),
+        ratios=tuple(ratios),
         seconds=(clock() - began) * 1e-9,
     )
 
 
-def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Confidence interval of the median of independent ``values``, from their order statistics alone.
+def median_interval(values: Sequence[float], confidence: float = CONFIDENCE, alike: float = 1.0) -> tuple[float, float]:
+    """Confidence interval of the median of ``values``, from their order statistics alone.
 
-    The number of values below the true median is binomial(n, 1/2), whatever the distribution is. So the interval from
-    the ``j``-th smallest to the ``j``-th largest value covers it with probability ``1 - 2 P(B < j)``; the largest ``j``
-    that keeps ``confidence`` is taken (H. A. David and H. N. Nagaraja, *Order Statistics*, 3rd edition, section 7.1).
+    The number of independent values below the true median is binomial(n, 1/2), whatever the distribution is. So the
+    interval from the ``j``-th smallest to the ``j``-th largest value covers it with probability ``1 - 2 P(B < j)``; the
+    largest ``j`` that keeps ``confidence`` is taken (H. A. David and H. N. Nagaraja, *Order Statistics*, 3rd edition,
+    section 7.1). Values of which ``alike`` say as much as one count as ``n / alike``: the interval reaches as far into
+    the ordered values, in parts of their number, as that of so many independent ones.
 
     Returns:
         ``(low, high)``; the whole range where there are too few values for the confidence (below 6 for 95%).
@@ -153,7 +157,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     if not values:
         raise ValueError("a median needs at least one value")
     ordered = sorted(values)
-    n = len(ordered)
+    n = max(1, int(len(ordered) / alike))
     # Whole numbers: P(B < j) * 2^n, built up term by term, is exact for any n.
     allowed = int((1 - confidence) / 2 * 2**53) * 2**n
     term, below, rank = 1, 1, 0  # ``below`` = sum of C(n, i) for i <= rank
@@ -161,7 +165,24 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
         term = term * (n - rank) // (rank + 1)
         rank += 1
         below += term
-    return ordered[rank], ordered[n - 1 - rank]
+    rank = rank * len(ordered) // n
+    return ordered[rank], ordered[len(ordered) - 1 - rank]
+
+
+def likeness(values: Sequence[float]) -> float:
+    """How many neighbouring ``values`` say as much about their median as one independent value; at least 1.
+
+    Independent values fall above and below the median like tosses of a coin. Of a machine that is fast for a second and
+    slow for the next, whole batches of neighbours fall to one side: the means of batches spread wider than coins allow,
+    by the square root of what is returned (the method of batch means).
+    """
+    size = len(values) // _BATCHES
+    if size == 0:
+        return 1.0
+    middle = statistics.median(values)
+    sides = [(value > middle) - (value < middle) for value in values]
+    means = [statistics.fmean(sides[start : start + size]) for start in range(0, size * _BATCHES, size)]
+    return max(1.0, size * statistics.variance(means))
 
 
 def overlaps(a: Interval, b: Interval) -> bool:
@@ -177,63 +198,10 @@ def tie_set(measured: Sequence[Interval]) -> tuple[int, ...]:
     return tuple(index for index, latency in enumerate(measured) if overlaps(latency, fastest))
 
 
-@dataclass(frozen=True)
-class _Block:
-    """How one model's block is made: ``chunks`` readings of the clock, ``runs`` runs each."""
-
-    run: Run
-    runs: int
-    chunks: int
-
-    @classmethod
-    def sized(cls, run: Run, clock: Clock) -> _Block:
-        """A block of about ``BLOCK_SECONDS``; the length of a run is found by running it."""
-        runs = 1
-        while True:
-            probe = cls(run, runs, 1)
-            nanoseconds = probe.time(clock)[0]
-            if nanoseconds < _SURELY_LONG * BLOCK_SECONDS * 1e9:  # it may have been short but for a neighbour
-                nanoseconds = min(nanoseconds, *(probe.time(clock)[0] for _ in range(2)))
-            if nanoseconds >= CHUNK_SECONDS * 1e9:
-                return cls(run, runs, max(1, round(BLOCK_SECONDS * 1e9 / nanoseconds)))
-            runs *= 2
-
-    @property
-    def size(self) -> int:
-        """Runs in the block."""
-        return self.runs * self.chunks
-
-    def limited(self, most: int) -> _Block:
-        """The block with at most ``most`` runs."""
-        runs = min(self.runs, most)
-        return _Block(self.run, runs, min(self.chunks, most // runs))
-
-    def time(self, clock: Clock) -> list[int]:
-        """Nanoseconds of each chunk."""
-        run, repeat = self.run, range(self.runs)
-        times: list[int] = []
-        before = clock()
-        for _ in range(self.chunks):
-            for _ in repeat:
-                run()
-            now = clock()
-            times.append(now - before)
-            before = now
-        return times
-
-    def per_run(self, times: Sequence[int]) -> float:
-        """Median nanoseconds of one run; at least a fraction of one, should the clock not have moved."""
-        return max(statistics.median(times), 1) / self.runs
-
-
-def _time_pair(candidate: _Block, baseline: _Block, clock: Clock, candidate_first: bool) -> tuple[float, float]:
-    """Nanoseconds of one run of the candidate and of the baseline, from two blocks of each: A B B A."""
-    outer, inner = (candidate, baseline) if candidate_first else (baseline, candidate)
-    outer_times = outer.time(clock)
-    inner_times = inner.time(clock) + inner.time(clock)
-    outer_times += outer.time(clock)
-    outer_run, inner_run = outer.per_run(outer_times), inner.per_run(inner_times)
-    return (outer_run, inner_run) if candidate_first else (inner_run, outer_run)
+def _believed(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """The pairs that count: all where hardly any could be timed without preemption, as with runs of seconds."""
+    clean = [pair for pair in pairs if not pair.spoilt]
+    return clean if len(clean) >= min(_FIRST_LOOK, len(pairs)) else pairs
 
 
 def _next_look(look: int) -> int:
@@ -258,4 +226,13 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-__all__ = ["Interval", "PairedLatency", "measure", "median_interval", "overlaps", "tie_set"]
+__all__ = [
+    "Interval",
+    "PairedLatency",
+    "likeness",
+    "measure",
+    "median_interval",
+    "overlaps",
+    "tie_set",
+    "times_preempted",
+]

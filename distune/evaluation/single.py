@@ -9,7 +9,8 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from distune.evaluation.latency import BLOCK_SECONDS, Clock, Run, median_interval
+from distune.evaluation.blocks import BLOCK_SECONDS, Clock, Run
+from distune.evaluation.latency import median_interval
 
 _FIRST_LOOK = 16
 

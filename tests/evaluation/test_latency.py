@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distune.evaluation.latency import PairedLatency, measure, median_interval, overlaps, tie_set
+from distune.evaluation.latency import PairedLatency, likeness, measure, median_interval, overlaps, tie_set
 
 BASELINE_NS = 700_000.0
 RATIO = 0.45
@@ -47,7 +47,8 @@ class Machine:
     def baseline(self) -> None:
         self._run("baseline")
 
-    def measure(self, **settings: float) -> PairedLatency:
+    def measure(self, **settings: object) -> PairedLatency:
+        settings = {"preempted": lambda: 0, **settings}
         return measure(self.candidate, self.baseline, clock=self.clock, **settings)  # type: ignore[arg-type]
 
     def _run(self, which: str) -> None:
@@ -81,6 +82,41 @@ def test_the_interval_covers_the_true_ratio(
         latency = Machine(seed, noise).measure(target_half_width=target_half_width, max_seconds=3)
         covered += latency.ci_low <= RATIO <= latency.ci_high
     assert covered >= 0.9 * runs
+
+
+def test_runs_that_were_preempted_do_not_count() -> None:
+    """A core that is shared takes 9 ms after every 3 ms of work: the longer runs of fp32 are hit more often."""
+    worked, taken = 0.0, 0
+
+    def shared(rng: random.Random, now: float, duration: float) -> float:
+        nonlocal worked, taken
+        worked += duration
+        if worked < 3e6:
+            return duration
+        worked, taken = 0.0, taken + 1
+        return duration + 9e6
+
+    machine = Machine(0, shared, baseline_ns=1_700_000)
+    blind = machine.measure(max_seconds=2)
+    machine = Machine(0, shared, baseline_ns=1_700_000)
+    latency = machine.measure(max_seconds=2, preempted=lambda: taken)
+    assert latency.ratio == pytest.approx(RATIO, rel=1e-3)
+    assert not latency.noisy
+    assert blind.ratio < 0.9 * RATIO
+
+
+def test_runs_that_are_always_preempted_count_all_the_same() -> None:
+    machine = Machine(0, jitter)
+    latency = machine.measure(max_seconds=2, preempted=lambda: int(machine.now))
+    assert latency.ratio == pytest.approx(RATIO, rel=0.02)
+
+
+def test_pairs_that_are_alike_widen_the_interval() -> None:
+    assert likeness([1.0, 2.0] * 50) == 1
+    assert likeness([1.0] * 50 + [2.0] * 50) > 5
+    values = [float(n) for n in range(100)]
+    assert median_interval(values, alike=4) == (28.0, 71.0)  # the 8th of 25 is the 29th of 100
+    assert median_interval(values, alike=100) == (0.0, 99.0)
 
 
 def test_drift_cancels_within_a_pair() -> None:
