@@ -34,6 +34,9 @@ rarer (``_next_look``), give the coverage back."""
 _BATCHES = 10
 """Batches of neighbouring pairs whose spread says how alike neighbours are."""
 
+_ALLOWANCE = (2.262 / 1.960) ** 2
+"""For that spread being known from so few batches only: Student's t of 9 degrees of freedom instead of the normal."""
+
 _FIRST_LOOK = 16
 """Pairs before the interval is looked at first; an order-statistics interval of fewer pairs is their whole range."""
 
@@ -174,15 +177,15 @@ def likeness(values: Sequence[float]) -> float:
 
     Independent values fall above and below the median like tosses of a coin. Of a machine that is fast for a second and
     slow for the next, whole batches of neighbours fall to one side: the means of batches spread wider than coins allow,
-    by the square root of what is returned (the method of batch means).
+    by the square root of what is returned (the method of batch means). 1 where there are too few values to tell.
     """
     size = len(values) // _BATCHES
-    if size == 0:
+    if size < 2:
         return 1.0
     middle = statistics.median(values)
     sides = [(value > middle) - (value < middle) for value in values]
     means = [statistics.fmean(sides[start : start + size]) for start in range(0, size * _BATCHES, size)]
-    return max(1.0, size * statistics.variance(means))
+    return max(1.0, _ALLOWANCE * size * statistics.variance(means))
 
 
 def overlaps(a: Interval, b: Interval) -> bool:
