@@ -97,9 +97,9 @@ class Row:
 
 
 class Models:
-    """The candidate and fp32, loaded anew for every measurement."""
+    """The candidate and fp32, loaded anew for every measurement unless they are to be kept."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, keep: bool) -> None:
         from distune.api.names import known_names
         from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
         from distune.config.load import load_config
@@ -123,12 +123,16 @@ class Models:
         self._backend: Backend = backend
         self._config: TuningConfig = candidate
         self._feed: Feed = first_feed(source, facts.inputs, 1)
+        self._kept = self._load() if keep else None
 
     @contextmanager
     def runs(self) -> Iterator[tuple[Run, Run]]:
         """Candidate and fp32."""
+        yield self._kept or self._load()
+
+    def _load(self) -> tuple[Run, Run]:
         candidate, baseline = self._backend.load(self._config, 1), self._backend.load(None, 1)
-        yield candidate.timed(self._feed), baseline.timed(self._feed)
+        return candidate.timed(self._feed), baseline.timed(self._feed)
 
 
 class Hammer:
@@ -194,6 +198,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20, help="measurements in each situation")
     parser.add_argument("--reference-seconds", type=float, default=4.0, help="length of each slice of the reference")
     parser.add_argument("--seconds", type=float, default=20.0, help="budget of one measurement; distune's own is 20")
+    parser.add_argument(
+        "--keep", action="store_true", help="load the models once: without what differs from one load to the next"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
@@ -202,12 +209,11 @@ def main() -> int:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = "1"
     load = os.getloadavg()[0]
-    models = Models(given.config.resolve())
+    models = Models(given.config.resolve(), given.keep)
     found: dict[str, list[Measured]] = {name: [] for name in SITUATIONS}
     slices: list[PairedLatency] = []
     for _ in range(given.repeats):
-        with models.runs() as (candidate, baseline):
-            slices.append(measure(candidate, baseline, target_half_width=0.0, max_seconds=given.reference_seconds))
+        slices.append(_slice(models, given.reference_seconds))
         found["quiet"].append(_once(models, given.seconds))
         with neighbours(others) as workers:
             found["neighbour"].append(_once(models, given.seconds))
@@ -228,6 +234,7 @@ def main() -> int:
             "neighbours": len(others),
             "repeats": given.repeats,
             "budget_s": given.seconds,
+            "loaded": "once" if given.keep else "for every measurement",
             "reference": {
                 "ratio": truth,
                 "ci_low": low,
@@ -243,6 +250,11 @@ def main() -> int:
         }
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 1 if missed else 0
+
+
+def _slice(models: Models, seconds: float) -> PairedLatency:
+    with models.runs() as (candidate, baseline):
+        return measure(candidate, baseline, target_half_width=0.0, max_seconds=seconds)
 
 
 def _once(models: Models, seconds: float) -> Measured:
