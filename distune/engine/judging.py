@@ -13,7 +13,9 @@ from distune.engine.calibration import Calibrator
 from distune.engine.confirmation import Confirmations
 from distune.engine.decisions import DecisionLog
 from distune.engine.dispatcher import Dispatcher, Outcome
+from distune.engine.measuring import Measuring
 from distune.engine.outcome import StageRecord
+from distune.engine.probing import merged, shards
 from distune.engine.quarantine import STRIKING
 from distune.engine.stage_run import Decision, StageRun, completed
 from distune.errors import TransportError
@@ -26,25 +28,18 @@ from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, 
 from distune.trial.messages import (
     Accuracy,
     Failure,
-    Footprint,
     Judge,
-    Latency,
-    MeasureFootprint,
-    MeasureLatency,
-    Probe,
     ProbeAnswer,
     StageClosed,
     UseOrder,
 )
-
-_PROBED_TOGETHER = 4
-"""Ops that one request scores. Not a matter of the number of ranks: a journalled piece answers at any number."""
 
 
 class Judging:
     """See the module's description.
 
     Attributes:
+        measuring: Latency and footprint of trials.
         stages: The stages so far.
         fallback_order: The order of groups that the last fallback stage followed.
         op_impact: Accuracy gained by returning each group alone to floating point.
@@ -70,6 +65,7 @@ class Judging:
         self._listener = listener
         self._confirmations = Confirmations(not judged_is_deployed, listener)
         self._stop_at_first = job.stops_at_first
+        self.measuring = Measuring(job, dispatcher, calibrator, book, listener)
         self._finished = False
         self._timed_out = False
         self._explained: set[str] = set()
@@ -346,32 +342,7 @@ class Judging:
             return
         trials = {trial.id: trial for trial in run.result(finished=False).trials if trial.verdict != "failed"}
         wanted = [trial for trial in trials.values() if trial.met or stage.latency == "all"]
-        for trial in self._measured_together(wanted):
-            self._book.update(trial)
-
-    def _measured_together(self, trials: list[Trial]) -> list[Trial]:
-        names = {objective.name for objective in self._job.objectives}
-        open_latency = [trial for trial in trials if trial.latency is None and "performance" in names]
-        open_footprint = [trial for trial in trials if trial.footprint_bytes is None and "footprint" in names]
-        measured = {trial.id: trial for trial in trials}
-        latency_ids = [self._submit_latency(trial.config) for trial in open_latency]
-        footprint_ids = [self._submit_footprint(trial.config) for trial in open_footprint]
-        for trial, outcome in zip(open_latency, self._dispatcher.wait(latency_ids), strict=True):
-            measured[trial.id] = self._with_latency(measured[trial.id], outcome)
-        for trial, outcome in zip(open_footprint, self._dispatcher.wait(footprint_ids), strict=True):
-            measured[trial.id] = self._with_footprint(measured[trial.id], outcome)
-        return list(measured.values())
-
-    def measure_met(self) -> None:
-        """Measure what the objectives need of the trials that meet, so that they can be compared.
-
-        Not of one whose ops are all the same in another, or in floating point: a search for the shortest prefix met it
-        on the way to a shorter one.
-        """
-        met = self._book.met
-        passed = {trial.id for trial in met if any(_goes_further(other.config, trial.config) for other in met)}
-        for trial in self._measured_together([trial for trial in met if trial.id not in passed]):
-            self._book.update(trial)
+        self.measuring.measure_all(wanted)
 
     def settle_best(self) -> None:
         """Find out which trial came nearest to the criterion, where some ended before that was known.
@@ -412,57 +383,6 @@ class Judging:
         """The trials are over: what still runs for a stage that has ended is given up."""
         self._dispatcher.calm()
 
-    def measured(self, trial: Trial) -> Trial:
-        """``trial`` with its latency, and its footprint where that is an objective."""
-        outcome = self._dispatcher.wait([self._submit_latency(trial.config)])[0]
-        measured = self._with_latency(trial, outcome)
-        if any(objective.name == "footprint" for objective in self._job.objectives):
-            outcome = self._dispatcher.wait([self._submit_footprint(trial.config)])[0]
-            measured = self._with_footprint(measured, outcome)
-        return measured
-
-    def measure(self, trial: Trial) -> Trial:
-        """``measured``, for a trial of the book, which is kept up to date."""
-        measured = self.measured(trial)
-        self._book.update(measured)
-        return measured
-
-    def _submit_latency(self, config: TuningConfig) -> int:
-        body = MeasureLatency(config)
-        if not self._dispatcher.knows(body):
-            self._calibrator.ensure(config)
-        return self._dispatcher.submit(body, exclusive=True)
-
-    def _submit_footprint(self, config: TuningConfig) -> int:
-        body = MeasureFootprint(config)
-        if not self._dispatcher.knows(body):
-            self._calibrator.ensure(config)
-        return self._dispatcher.submit(body)
-
-    def _with_latency(self, trial: Trial, outcome: Outcome) -> Trial:
-        if not isinstance(outcome.body, Latency):
-            self._not_measured("latency", trial, outcome)
-            return trial
-        self.compile_s += outcome.body.compile_s
-        self._listener.on(events.LatencyMeasured(trial, outcome.body))
-        return replace(trial, latency=outcome.body)
-
-    def _with_footprint(self, trial: Trial, outcome: Outcome) -> Trial:
-        body = outcome.body
-        if not isinstance(body, Footprint):
-            self._not_measured("footprint", trial, outcome)
-            return trial
-        return replace(
-            trial,
-            footprint_bytes=body.candidate_bytes,
-            footprint_ratio=body.candidate_bytes / body.baseline_bytes,
-        )
-
-    def _not_measured(self, what: str, trial: Trial, outcome: Outcome) -> None:
-        reason = outcome.body.message if isinstance(outcome.body, Failure) else "unexpected answer"
-        message = f"the {what} of trial {trial.id} could not be measured: {reason}"
-        self._listener.on(events.Warned(message, outcome.rank, outcome.host))
-
     def grant(self, trials: int) -> bool:
         """Open the run, which the strategy has ended, for trials of a budget of their own; not where time is over."""
         if self._out_of_time():
@@ -497,7 +417,7 @@ class Judging:
         self._listener.on(events.StageStarted(stage.name, None, self._book.remaining))
         start = self._dispatcher.now()
         self._calibrator.ensure(stage.config)
-        tasks = [self._dispatcher.submit(body) for body in self._probe_shards(stage)]
+        tasks = [self._dispatcher.submit(body) for body in shards(stage)]
         answers: list[ProbeAnswer] = []
         for outcome in self._dispatcher.wait_until(self._out_of_time, tasks):
             if isinstance(outcome.body, ProbeAnswer):
@@ -505,7 +425,7 @@ class Judging:
             else:
                 reason = outcome.body.message if isinstance(outcome.body, Failure) else "unexpected answer"
                 self._listener.on(events.Warned(f"{stage.name}: {reason}", outcome.rank, outcome.host))
-        scores = _merged(answers)
+        scores = merged(answers)
         order = tuple(sorted(scores, key=lambda name: -scores[name]))
         timed_out = self._out_of_time()
         self._decisions.add(
@@ -520,17 +440,6 @@ class Judging:
         self._finished = self._finished or timed_out
         self._listener.on(events.StageEnded(stage.name, None, 0, self._dispatcher.now() - start))
         return ProbeResult(scores, self._finished)
-
-    def _probe_shards(self, stage: ProbeStage) -> list[Probe]:
-        args = {**stage.args, "batches": stage.batches}
-        if stage.split == "batches":
-            return [
-                Probe(stage.kind, stage.config, stage.ops, args, shard, stage.batches) for shard in range(stage.batches)
-            ]
-        return [
-            Probe(stage.kind, stage.config, stage.ops[start : start + _PROBED_TOGETHER], args)
-            for start in range(0, len(stage.ops), _PROBED_TOGETHER)
-        ]
 
     def _out_of_time(self) -> bool:
         """Whether the time for looking further is over.
@@ -549,30 +458,8 @@ class Judging:
         return self._timed_out
 
 
-def _goes_further(config: TuningConfig, than: TuningConfig) -> bool:
-    """Whether ``config`` is ``than`` with some of its ops in floating point quantized, and the same otherwise."""
-    same = config.recipes == than.recipes and config.parameters == than.parameters
-    if not same or than.sampling_size not in (0, config.sampling_size) or config.hash == than.hash:
-        return False
-    before = than.by_name
-    return all(
-        option == before[name] or (option.is_quantized and not before[name].is_quantized) for name, option in config.ops
-    )
-
-
 def _finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
-
-
-def _merged(answers: list[ProbeAnswer]) -> dict[str, float]:
-    """Scores averaged over the answers that have them, added up in the order of the shards."""
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for answer in answers:
-        for name, value in answer.scores.items():
-            sums[name] = sums.get(name, 0.0) + value
-            counts[name] = counts.get(name, 0) + 1
-    return {name: value / counts[name] for name, value in sums.items()}
 
 
 def _total(stage: Stage) -> int | None:

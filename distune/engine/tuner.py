@@ -236,7 +236,7 @@ class Tuner:
         for recipe in space.leading:
             space = space.settled(recipe.name, recipe.choices[0])
         config = space.default()
-        trial = self._book.add(judging.measured(Trial(0, "default", config, "not_judged", "default")))
+        trial = self._book.add(judging.measuring.measured(Trial(0, "default", config, "not_judged", "default")))
         exported = self._export(trial)
         trial = replace(trial, size_bytes=len(next(iter(exported.files.values()))))
         self._book.update(trial)
@@ -288,7 +288,7 @@ class Tuner:
         judging.free_the_workers()
         judging.settle_best()
         if self._job.stops_at_first and len(self._book.met) > 1:
-            judging.measure_met()  # a stage that did not end the run met, and so did a later one
+            judging.measuring.measure_met()  # a stage that did not end the run met, and so did a later one
         choice = self._measured_choice(judging)
         if choice is not None and choice.trial.met and self._refine(judging, choice.trial):
             choice = self._measured_choice(judging)
@@ -308,7 +308,7 @@ class Tuner:
     def _measured_choice(self, judging: Judging) -> Choice | None:
         """The winner, with its latency: to measure it may cost its config the last child process that it gets."""
         while (choice := self._choose()) is not None:
-            trial = choice.trial if choice.trial.latency is not None else judging.measure(choice.trial)
+            trial = choice.trial if choice.trial.latency is not None else judging.measuring.measure(choice.trial)
             if trial.config.hash not in self._dispatcher.quarantine:
                 return replace(choice, trial=trial)
         return None
@@ -445,7 +445,7 @@ class Tuner:
             quantize_s=0.0 if judging is None else judging.quantize_s,
             accuracy_s=0.0 if judging is None else judging.accuracy_s,
             inference_s=0.0 if judging is None else judging.inference_s,
-            compile_s=0.0 if judging is None else judging.compile_s,
+            compile_s=0.0 if judging is None else judging.compile_s + judging.measuring.compile_s,
             latency_s=busy.seconds.get("MeasureLatency", 0.0),
             idle_s=max(0.0, total * len(self._started_workers) - busy.total),
         )
