@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from distune.backends.base import Backend, ExportedModel, Feed, ModelFacts
+from distune.backends.base import Backend, ExportedModel, Feed, LabelledBatch, ModelFacts
 from distune.backends.cpu import needs_reduce_range
 from distune.backends.pytorch.versions import require_torch, versions
+from distune.backends.sensitivity import op_sensitivity
 from distune.backends.statistics import CalibrationStatistics
+from distune.backends.weight_only.grouped import GroupedWeight
+from distune.backends.weight_only.kept import restored, saved
 from distune.config.job import TuningJob
 from distune.data.batch import Inputs
 from distune.data.loader import open_dataloader
@@ -23,15 +27,26 @@ require_torch()  # before anything of torchao is imported by name
 import torch  # noqa: E402
 from torch.fx import GraphModule  # noqa: E402
 
+from distune.backends.pytorch.blocks import find_blocks  # noqa: E402
 from distune.backends.pytorch.calibration import calibrated_tensors, collect  # noqa: E402
 from distune.backends.pytorch.capability import inspect  # noqa: E402
 from distune.backends.pytorch.compiled import CompiledModels, require_compiler  # noqa: E402
 from distune.backends.pytorch.convert import converted, with_float_weights  # noqa: E402
+from distune.backends.pytorch.hessian import LOSS, hessian_scores, resolve_loss  # noqa: E402
 from distune.backends.pytorch.lowering import execution  # noqa: E402
 from distune.backends.pytorch.model import load_module  # noqa: E402
+from distune.backends.pytorch.probes import last_nodes, op_mse  # noqa: E402
 from distune.backends.pytorch.program import described_inputs, export_module, saved_program  # noqa: E402
 from distune.backends.pytorch.quantizer import Range, WeightScales, needed_ranges  # noqa: E402
 from distune.backends.pytorch.runnable import DeployedModel, GraphModel, state_bytes  # noqa: E402
+from distune.backends.pytorch.weight_only import (  # noqa: E402
+    WEIGHT_ONLY_RECIPES,
+    WeightOnlyWriter,
+    calibrated_inputs,
+    collect_moments,
+    weight_only_capability,
+    with_float_layers,
+)
 
 Variant = tuple[tuple[str, Any], ...]
 
@@ -50,8 +65,10 @@ class PyTorchBackend(Backend):
     """
 
     judged_is_deployed = False
+    labelled_probes = frozenset({"hessian_trace"})
 
     def __init__(self, job: TuningJob) -> None:
+        self._job = job
         _check_device(job.device)
         require_compiler()
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -63,6 +80,14 @@ class PyTorchBackend(Backend):
             dtype for rule in job.constraints for role in (rule.weight, rule.activation) for dtype in _dtypes(role)
         }
         self._capability = inspect(self._model, asked & _HALVES)
+        self._moment_inputs: tuple[str, ...] = ()
+        if job.approach == "weight_only":
+            has_data = job.calibration.dataloader is not None
+            self._capability = weight_only_capability(self._model, self._capability, job.recipes, has_data)
+            self._moment_inputs = calibrated_inputs(self._model, self._capability)
+        blocks = find_blocks(self._model, {op.name: op.group for op in self._capability.ops})
+        self._capability = replace(self._capability, blocks=blocks)
+        self._weight_only = WeightOnlyWriter(self._model)
         self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
         self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
         self._scales = WeightScales()
@@ -99,6 +124,8 @@ class PyTorchBackend(Backend):
         """Nothing depends on how many samples there are."""
 
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
+        if self._moment_inputs:
+            return collect_moments(self._model, self._moment_inputs, batches).to_bytes()
         return collect(self._model, calibrated_tensors(self._model, self._capability), batches).to_bytes()
 
     def set_statistics(self, variant: Variant, sampling_size: int, blob: bytes) -> None:
@@ -106,20 +133,45 @@ class PyTorchBackend(Backend):
 
     def export(self, config: TuningConfig) -> ExportedModel:
         config = self._effective(config)
-        return self._files(config, self._ranges(config), self._reduce_range)
+        return self._files(config, self._ranges(config), self._weights(config), self._reduce_range)
 
     def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
         ranges = {name: (float(low), float(high)) for name, (low, high) in deploy.get("ranges", {}).items()}
-        return self._files(self._effective(config), ranges, bool(deploy.get("reduce_range", self._reduce_range)))
+        config = self._effective(config)
+        weights = self._weights(config, restored(deploy.get("weights", {}), config.by_name))
+        return self._files(config, ranges, weights, bool(deploy.get("reduce_range", self._reduce_range)))
 
     def probe(
         self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
     ) -> Mapping[str, float]:
+        groups = self._chosen_groups(kind, ops)
+        if kind == "op_mse":
+            members = {op.name: op.group for op in self._capability.ops if op.group in groups}
+            module = self._graph(self._effective(config))
+            return op_mse(self._model, module, last_nodes(self._model, members), feeds)
+        if kind == "op_sensitivity":
+            return op_sensitivity(self._capability, lambda each: self.load(each).predict, config, groups, feeds, args)
         return super().probe(kind, config, ops, feeds, args)
+
+    def probe_labelled(
+        self,
+        kind: str,
+        config: TuningConfig,
+        ops: Sequence[str],
+        batches: Sequence[LabelledBatch],
+        args: Mapping[str, Any],
+    ) -> Mapping[str, float]:
+        groups = self._chosen_groups(kind, ops)
+        if kind != "hessian_trace":
+            return super().probe_labelled(kind, config, ops, batches, args)
+        loss = resolve_loss(self._job.strategy.kwargs[LOSS])
+        config = self._effective(config)
+        return hessian_scores(self._model, self._capability, config, groups, batches, loss, self._job.seed)
 
     def close(self) -> None:
         self._statistics.clear()
         self._scales.kept.clear()
+        self._weight_only.clear()
         self._compiled.close()
 
     def _made(self, kind: type[GraphModel], config: TuningConfig | None, threads: int) -> GraphModel:
@@ -127,7 +179,7 @@ class PyTorchBackend(Backend):
             module = self._model.graph_module
             return kind(module, self._model, threads, self._compiled.handle(_BASELINE, threads, module))
         config = self._effective(config)
-        module = self._quantized(config, self._ranges(config), self._reduce_range)
+        module, remarks = self._quantized(config, self._ranges(config), self._weights(config), self._reduce_range)
         chosen = set(config.quantized_ops)
         weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
         return kind(
@@ -135,19 +187,53 @@ class PyTorchBackend(Backend):
             self._model,
             threads,
             compiled=self._compiled.handle(config.hash, threads, module),
-            eager=with_float_weights(module) if kind is GraphModel else None,
+            eager=with_float_layers(with_float_weights(module)) if kind is GraphModel else None,
             executed=partial(execution, module, self._model, weighted),
-            warnings=self._remarks(config),
+            warnings=(*remarks, *self._remarks(config)),
         )
 
-    def _quantized(self, config: TuningConfig, ranges: Mapping[str, Range], reduce_range: bool) -> GraphModule:
-        return converted(self._model, config, ranges, self._scales, reduce_range)
+    def _graph(self, config: TuningConfig) -> GraphModule:
+        return self._quantized(config, self._ranges(config), self._weights(config), self._reduce_range)[0]
+
+    def _quantized(
+        self,
+        config: TuningConfig,
+        ranges: Mapping[str, Range],
+        weights: Mapping[str, GroupedWeight],
+        reduce_range: bool,
+    ) -> tuple[GraphModule, tuple[str, ...]]:
+        """The reference graph, and what the user should know of it."""
+        module = converted(self._model, config, ranges, self._scales, reduce_range)
+        return module, self._weight_only.write(module, weights, dict(config.recipes))
+
+    def _weights(
+        self, config: TuningConfig, known: Mapping[str, GroupedWeight] | None = None
+    ) -> dict[str, GroupedWeight]:
+        """The weights of weight-only ops: ``known`` ones, and the others quantized."""
+        known = known or {}
+        ops = {name: op for name, op in config.ops if op.mode == "weight_only"}
+        made = self._weight_only.quantized(
+            {name: op for name, op in ops.items() if name not in known},
+            dict(config.recipes),
+            lambda node: self._statistics_of(config).moments.get(node),
+            config.sampling_size,
+        )
+        return {name: known.get(name) or made[name] for name in ops}
+
+    def _chosen_groups(self, kind: str, ops: Sequence[str]) -> list[str]:
+        groups = dict.fromkeys(op.group for op in self._capability.ops)
+        unknown = [name for name in ops if name not in groups]
+        if unknown:
+            raise TrialError(f"probe {kind!r}: no group is named {unknown[0]!r}")
+        return [group for group in groups if not ops or group in ops]
 
     def _effective(self, config: TuningConfig) -> TuningConfig:
         """The config with what its recipes turn to fp32 in fp32."""
         changes = {}
         for name, value in config.recipes:
             recipe = self._recipe_ops.get(name)
+            if recipe is None and name in WEIGHT_ONLY_RECIPES:
+                continue  # a saved config is applied without its approach
             if recipe is None:
                 raise TrialError(f"the PyTorch backend has no recipe {name!r} for this model")
             if value != recipe.default:
@@ -177,12 +263,20 @@ class PyTorchBackend(Backend):
         remarks = self._statistics_of(config).remarks()
         return [f"tensor {name}: {remarks[name]}" for name in needed if name in remarks]
 
-    def _files(self, config: TuningConfig, ranges: Mapping[str, Range], reduce_range: bool) -> ExportedModel:
-        module = self._quantized(config, ranges, reduce_range)
+    def _files(
+        self,
+        config: TuningConfig,
+        ranges: Mapping[str, Range],
+        weights: Mapping[str, GroupedWeight],
+        reduce_range: bool,
+    ) -> ExportedModel:
+        module, _ = self._quantized(config, ranges, weights, reduce_range)
         deploy: dict[str, Any] = {"example_inputs": described_inputs(self._model)}
         if config.quantized_ops:
             deploy["ranges"] = {name: list(each) for name, each in ranges.items()}
             deploy["reduce_range"] = reduce_range
+        if texts := saved(weights, config.by_name):
+            deploy["weights"] = texts
         state = io.BytesIO()
         torch.save({name: tensor.detach() for name, tensor in module.state_dict().items()}, state)
         return ExportedModel({"model.pt2": saved_program(module, self._model), "state.pt": state.getvalue()}, deploy)
