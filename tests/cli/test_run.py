@@ -250,7 +250,8 @@ def test_a_wrong_configuration_is_exit_code_2_without_a_traceback(
     tmp_path: Path, case: Wrong, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("model.onnx").touch()
+    for name in ("model.onnx", "calib.npz"):
+        Path(name).touch()
     text, places = marked(case.text)
     Path("cfg.yaml").write_text(text, encoding="utf-8")
     assert main(["run", "cfg.yaml"]) == 2

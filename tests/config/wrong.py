@@ -43,7 +43,7 @@ CORPUS = [
         "tuning:\n  random_seed: 1\n  ▸random_seed: 2",
         ("tuning.random_seed: written twice, first at cfg.yaml:2:3",),
     ),
-    Wrong("a key of a later form", "tuning:\n  ▸refine_trials: 3", ("unknown key",)),
+    Wrong("a key of a later form", "tuning:\n  ▸refine_everything: 3", ("unknown key",)),
     Wrong("pruning", "▸pruning: {}", ("does not do pruning; take this section out",)),
     Wrong(
         "training without the approach",
