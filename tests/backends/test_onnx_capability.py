@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,31 @@ def test_each_type_and_scheme_of_activations_runs_on_integers(op_type: str) -> N
             ]
             fields = {(op_type, option.activation.dtype), (op_type, option.activation.scheme)}
             assert bool(dequantized) == bool(fields & IN_FLOAT), option
+
+
+CLIPPED = {"kl": 0.1, "percentile": 0.02, "moving_average": 0.02}
+"""Share of the power that a range which cuts off the tails may cost on a few hundred values."""
+
+
+@pytest.mark.parametrize("op_type", sorted(OP_KINDS))
+def test_each_way_to_find_a_range_runs(op_type: str) -> None:
+    """The algorithm decides about the range alone, so that one type and scheme stands for the others."""
+    backend = backend_of(after_convolution(op_type), images())
+    feed = images()[0]
+    expected = backend.load(None).predict(feed)[0]
+    (op,) = (op for op in backend.facts().capability.ops if op.name == "op")
+    found = {o.activation.algorithm: o for o in op.options if o.mode == "static" and o.activation is not None}
+    assert {"minmax", "kl", "percentile"} <= set(found)
+    for algorithm in set(found) - {"minmax"}:
+        config = default_config(backend)
+        activation = replace(next(o for _, o in config.ops if o.activation).activation, algorithm=algorithm)
+        changes = {name: OpConfig("static", activation, old.weight) for name, old in config.ops if old.activation}
+        actual = backend.load(config.with_ops(changes)).predict(feed)[0]
+        if op_type == "ArgMax":
+            assert np.mean(expected != actual) < 0.2, algorithm
+        else:
+            error = np.square(expected - actual).mean() / np.square(expected).mean()
+            assert error < CLIPPED[algorithm], (algorithm, error)
 
 
 def options_of(capability: Capability, name: str) -> tuple[OpConfig, ...]:
