@@ -58,6 +58,7 @@ class SmoothQuantArgs:
         default_alpha: Alpha that ``auto`` takes among equals.
         alpha_min, alpha_max, alpha_step: The grid of ``auto``.
         shared_criterion: How ``auto`` joins the losses of layers that share an input: ``mean``, ``min`` or ``max``.
+        do_blockwise: ``auto`` chooses one alpha for each transformer block instead of one for each input.
     """
 
     folding: bool = True
@@ -67,6 +68,7 @@ class SmoothQuantArgs:
     alpha_max: float = 1.0
     alpha_step: float = 0.1
     shared_criterion: str = "mean"
+    do_blockwise: bool = False
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -184,12 +186,10 @@ def _smooth_quant_args(arguments: Mapping[str, Any]) -> SmoothQuantArgs:
     if not isinstance(automatic, Mapping):
         raise SpaceError(f"smooth_quant_args.auto_alpha_args: expected keys and values, got {automatic!r}")
     automatic = dict(automatic)
-    if automatic.pop("do_blockwise", False):
-        raise SpaceError(
-            "smooth_quant_args.auto_alpha_args.do_blockwise: alpha is searched layer by layer; leave it out"
-        )
     fields = {"folding": bool, "weight_clip": bool, "default_alpha": float}
-    grid = {"alpha_min": float, "alpha_max": float, "alpha_step": float, "shared_criterion": str}
+    grid = {"alpha_min": float, "alpha_max": float, "alpha_step": float, "shared_criterion": str} | {
+        "do_blockwise": bool
+    }
     values: dict[str, Any] = {}
     for place, found, types in (("", flat, fields), ("auto_alpha_args.", automatic, grid)):
         for key, value in found.items():

@@ -88,7 +88,10 @@ def test_nothing_of_this_is_tuned_unless_the_user_says_so() -> None:
         ({"smooth_quant": True, "smooth_quant_args": {"foldin": True}}, "did you mean 'folding'"),
         ({"smooth_quant": True, "smooth_quant_args": {"folding": 3}}, "folding: expected a bool"),
         ({"smooth_quant": True, "smooth_quant_args": {"auto_alpha_args": {"alpha_stp": 1}}}, "'alpha_step'"),
-        ({"smooth_quant": True, "smooth_quant_args": {"auto_alpha_args": {"do_blockwise": True}}}, "do_blockwise"),
+        (
+            {"smooth_quant": True, "smooth_quant_args": {"auto_alpha_args": {"do_blockwise": 1}}},
+            "do_blockwise: expected a bool",
+        ),
         ({"smooth_quant": True, "smooth_quant_args": {"auto_alpha_args": {"alpha_step": 0}}}, "alpha_step above 0"),
         (
             {"smooth_quant": True, "smooth_quant_args": {"auto_alpha_args": {"shared_criterion": "x"}}},

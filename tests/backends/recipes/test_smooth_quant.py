@@ -9,10 +9,11 @@ import pytest
 from distune.backends.channel_statistics import channel_key
 from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.preprocess import prepare
-from distune.backends.onnxruntime.recipes.smooth_quant import best_alpha, factors, smooth, smoothable
+from distune.backends.onnxruntime.recipes.smooth_quant import alpha_losses, best_alpha, factors, smooth, smoothable
 from distune.backends.statistics import CalibrationStatistics, merge
+from distune.errors import TrialError
 from distune.space.recipes import SmoothQuantArgs
-from tests.backends.onnx_models import SAMPLES, convolution_model, images
+from tests.backends.onnx_models import SAMPLES, attention_model, convolution_model, images, sentences
 from tests.backends.recipes.common import OUTLIER, UnderRecipes, linear_model, rows, value
 
 
@@ -93,6 +94,41 @@ def test_auto_takes_the_alpha_of_least_expected_error_layer_by_layer() -> None:
     assert set(chosen) == {"n", "r"}
     assert all(alpha in args.alphas for alpha in chosen.values())
     assert chosen["n"] > 0.0  # alpha 0 leaves the outlier in the activation
+
+
+def test_the_expected_error_ranks_alphas_as_the_measured_one_does() -> None:
+    """``auto`` searches by what calibration statistics let expect; the error that is measured is close to the best."""
+    made = UnderRecipes(linear_model(norm=False, relu=True), rows())
+    measured = {alpha: made.error(made.config(smooth_quant=alpha)) for alpha in SmoothQuantArgs().alphas}
+    assert made.error(made.config(smooth_quant="auto")) < 1.25 * min(measured.values()) < 0.5 * max(measured.values())
+
+
+def test_blockwise_each_block_has_one_alpha() -> None:
+    proto = attention_model()
+    prepared = prepare(proto)
+    seen = statistics(UnderRecipes(proto, sentences())).channels
+    spots = {spot.tensor: spot for spot in smoothable(prepared) if spot.tensor in factors(prepared, seen, 0.5, _ARGS)}
+    names = [layer.name for spot in spots.values() for layer in spot.members]
+    together = factors(prepared, seen, "auto", _ARGS, [names])
+    (alpha,) = [
+        alpha
+        for alpha in _ARGS.alphas
+        if all(np.array_equal(together[t], factors(prepared, seen, alpha, _ARGS)[t]) for t in spots)
+    ]
+    alone = factors(prepared, seen, "auto", _ARGS)
+    weights = {t: [value(prepared.index, layer.weight) for layer in spot.members] for t, spot in spots.items()}
+    losses = {t: alpha_losses(spots[t], seen[channel_key(t, -1)], weights[t], _ARGS) for t in spots}
+    assert alpha == min(_ARGS.alphas, key=lambda a: (np.mean([losses[t][a] for t in spots]), abs(a - 0.5)))
+    assert any(not np.array_equal(alone[t], together[t]) for t in spots)
+
+
+def test_blockwise_without_blocks_is_refused() -> None:
+    made = UnderRecipes(linear_model(), rows())
+    with pytest.raises(TrialError, match="no transformer block was found"):
+        made.graph(smooth_quant="auto", smooth_quant_args='{"do_blockwise": true}')
+
+
+_ARGS = SmoothQuantArgs()
 
 
 def test_a_saved_config_makes_the_same_model_without_data() -> None:

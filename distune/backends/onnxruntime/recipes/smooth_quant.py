@@ -8,7 +8,7 @@ folded into the LayerNormalization or the layer before where nobody else reads t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,31 +63,59 @@ def smoothable(model: PreparedModel) -> tuple[Smoothable, ...]:
 
 
 def factors(
-    model: PreparedModel, channels: Mapping[str, ChannelStatistics], alpha: float | str, args: SmoothQuantArgs
+    model: PreparedModel,
+    channels: Mapping[str, ChannelStatistics],
+    alpha: float | str,
+    args: SmoothQuantArgs,
+    blocks: Sequence[Sequence[str]] = (),
 ) -> Factors:
     """The smoothing factors of every activation that was calibrated.
 
     Args:
         channels: Of the activations, by ``channel_key``.
         alpha: 0 to 1, or ``auto``: each activation's own, by ``expected_error``.
+        blocks: Names of layers that share the alpha that ``auto`` chooses: the one with the smallest mean error.
     """
-    out: Factors = {}
-    for spot in smoothable(model):
-        seen = channels.get(channel_key(spot.tensor, -1))
-        if seen is None or not seen.count:
-            continue
-        weights = [constant(model.index, layer.weight) for layer in spot.members]
-        chosen = best_alpha(spot, seen, weights, args) if alpha == "auto" else float(alpha)
-        out[spot.tensor] = _factors(spot, seen, weights, chosen, args)
-    return out
+    spots = {spot.tensor: spot for spot in smoothable(model)}
+    known = {tensor: channels.get(channel_key(tensor, -1)) for tensor in spots}
+    seen = {tensor: found for tensor, found in known.items() if found is not None and found.count}
+    weights = {tensor: [constant(model.index, layer.weight) for layer in spots[tensor].members] for tensor in seen}
+    alphas = dict.fromkeys(seen, 0.0 if alpha == "auto" else float(alpha))
+    if alpha == "auto":
+        losses = {tensor: alpha_losses(spots[tensor], seen[tensor], weights[tensor], args) for tensor in seen}
+        for together in _sharing([spots[tensor] for tensor in seen], blocks):
+            shared = {each: float(np.mean([losses[tensor][each] for tensor in together])) for each in args.alphas}
+            alphas.update(dict.fromkeys(together, _least(shared, args.default_alpha)))
+    return {tensor: _factors(spots[tensor], seen[tensor], weights[tensor], alphas[tensor], args) for tensor in seen}
+
+
+def _sharing(spots: Sequence[Smoothable], blocks: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Tensors that share an alpha: those that layers of one block read; each of the others is alone."""
+    number = {name: index for index, block in enumerate(blocks) for name in block}
+    sharing: dict[int, list[str]] = {}
+    for index, spot in enumerate(spots):
+        own = {number[layer.name] for layer in spot.members if layer.name in number}
+        sharing.setdefault(min(own) if own else -1 - index, []).append(spot.tensor)
+    return list(sharing.values())
 
 
 def best_alpha(
     spot: Smoothable, seen: ChannelStatistics, weights: list[NDArray[np.float32]], args: SmoothQuantArgs
 ) -> float:
     """The alpha of the grid with the smallest expected output error; of equals the one nearest to the default."""
+    return _least(alpha_losses(spot, seen, weights, args), args.default_alpha)
+
+
+def _least(losses: Mapping[float, float], default: float) -> float:
+    return min(losses, key=lambda alpha: (losses[alpha], abs(alpha - default)))
+
+
+def alpha_losses(
+    spot: Smoothable, seen: ChannelStatistics, weights: list[NDArray[np.float32]], args: SmoothQuantArgs
+) -> dict[float, float]:
+    """Expected output error by alpha of the grid, joined over the layers that read the activation."""
     join = getattr(np, args.shared_criterion)
-    losses = {
+    return {
         alpha: float(
             join(
                 [
@@ -98,7 +126,6 @@ def best_alpha(
         )
         for alpha in args.alphas
     }
-    return min(losses, key=lambda alpha: (losses[alpha], abs(alpha - args.default_alpha)))
 
 
 def expected_error(layer: Layer, weight: NDArray[np.float32], seen: ChannelStatistics, s: NDArray[np.float32]) -> float:
@@ -272,6 +299,7 @@ def from_plain(saved: Mapping[str, list[float]]) -> Factors:
 __all__ = [
     "Factors",
     "Smoothable",
+    "alpha_losses",
     "best_alpha",
     "expected_error",
     "factors",

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from distune.backends.channel_statistics import ChannelStatistics, channel_key
+from distune.backends.onnxruntime.blocks import find_blocks
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.quantizer import WeightCache
 from distune.backends.onnxruntime.recipes.correction import RoundingCache
@@ -80,7 +81,7 @@ def rewritten(model: PreparedModel, variant: Variant, statistics: CalibrationSta
     found: Factors = {}
     if alpha is not False:
         args = SmoothQuantArgs.from_text(wanted.get("smooth_quant_args", ""))
-        found = factors(model, statistics.channels, alpha, args)
+        found = factors(model, statistics.channels, alpha, args, _blocks(model) if args.do_blockwise else ())
         saved["smooth_quant"] = to_plain(found)
     if wanted.get("cross_layer_equalization"):
         clipped = (pair.second for pair in pairs(model) if pair.activation is not None)
@@ -88,6 +89,16 @@ def rewritten(model: PreparedModel, variant: Variant, statistics: CalibrationSta
         known = {key: statistics.channels[key].high for key in keys if key in statistics.channels}
         saved["cross_layer_equalization"] = {key: [float(v) for v in high] for key, high in known.items()}
     return _rewritten(model, variant, found, statistics.channels, saved)
+
+
+def _blocks(model: PreparedModel) -> tuple[tuple[str, ...], ...]:
+    """Names of the ops of each transformer block."""
+    found = find_blocks(model.proto, model.index, {node.name: node.name for node in model.proto.graph.node})
+    if not found:
+        raise TrialError(
+            "smooth_quant_args.auto_alpha_args.do_blockwise: no transformer block was found in the model; leave it out"
+        )
+    return found
 
 
 def restored_variant(model: PreparedModel, variant: Variant, saved: Mapping[str, Any]) -> GraphVariant:
