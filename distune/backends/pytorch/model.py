@@ -88,10 +88,7 @@ def to_tensor(array: NDArray[Any] | torch.Tensor) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array.detach().cpu()
     array = np.ascontiguousarray(array)
-    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-    # An axis of one may have any stride in NumPy; by it Inductor takes images of one channel for channels_last, and
-    # then disagrees with its own kernels.
-    return tensor.clone(memory_format=torch.contiguous_format) if 1 in tensor.shape else tensor
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _where(spec: ModelSpec) -> str:
