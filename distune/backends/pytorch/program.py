@@ -335,8 +335,8 @@ def _refusal(module: torch.nn.Module, error: Exception) -> str:
     at = f", in module {where[0]!r} ({where[1]})" if where else ""
     return (
         f"torch.export cannot read {type(module).__name__}{at}: {type(error).__name__}: " + "\n  ".join(lines) + "\n"
-        "Rewrite what it stumbled over (torch.where or torch.cond instead of an if on values), or keep that submodule "
-        "out with 'quantization.partition: auto'"
+        "Rewrite what it stumbled over (torch.where or torch.cond instead of an if on values), or give the part of the "
+        "model without it as the model"
     )
 
 
