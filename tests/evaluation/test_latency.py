@@ -151,6 +151,15 @@ def test_a_quiet_machine_needs_few_pairs() -> None:
     assert latency.seconds < 1
 
 
+def test_of_a_candidate_that_is_surely_slower_little_need_be_known() -> None:
+    """Twice as slow is known after a few pairs, and by how much matters to nobody."""
+    slow = Machine(1, neighbours, ratio=2.0).measure(target_half_width=0.003)
+    fast = Machine(1, neighbours, ratio=0.5).measure(target_half_width=0.003)
+    assert 1 < slow.ci_low <= 2 <= slow.ci_high
+    assert not slow.noisy
+    assert slow.blocks < fast.blocks
+
+
 def test_the_same_clock_gives_the_same_answer() -> None:
     assert Machine(5, jitter).measure() == Machine(5, jitter).measure()
 
