@@ -132,8 +132,8 @@ def _checked(conf: object) -> MixedPrecisionConfig:
     extras = conf.checked_extras()
     if "fp16" not in extras.precisions or "fp16" in extras.excluded_precisions:
         raise UsageError(
-            "MixedPrecisionConfig.precisions: bf16 is not for ONNX models, whose CPU kernels have none; such a model can "
-            "be turned to fp16: precisions='fp16'"
+            "MixedPrecisionConfig.precisions: bf16 is not for ONNX models: ONNX Runtime's CPU kernels have none; give "
+            "precisions='fp16'"
         )
     return conf
 
