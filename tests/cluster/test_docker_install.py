@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_install_script_makes_a_distune_that_runs_on_debians_open_mpi(checko
     if not Path("/usr/bin/mpirun").exists():
         pytest.skip("Debian's openmpi-bin is not installed (.ci/run installs it)")
     plain = {name: value for name, value in os.environ.items() if name in ("HOME", "PIP_INDEX_URL", "PIP_FIND_LINKS")}
-    plain |= {"PATH": f"{Path(shutil.which('python3') or '').parent}:{SYSTEM}"}
+    plain |= {"PATH": f"{sys.base_prefix}/bin:{SYSTEM}"}  # not the environment of the tests, which has an mpirun too
     done = subprocess.run(
         [checkout / "docker" / "install", "distune"], env=plain, capture_output=True, text=True, timeout=450
     )
