@@ -31,7 +31,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """How each strategy is asked for. hawq_v2 needs gradients and sigopt its service: they have tests of their own."""
 
-FALLS_BACK = {"auto", "basic", "mse", "mse_v2"}
+FALLS_BACK = {"auto", "basic", "knapsack", "mse", "mse_v2"}
 """Strategies that can return single ops to fp32: they meet where one op is to blame. The samplers have no fallback
 dtype unless they are given it, and conservative keeps or leaves a whole op type."""
 
