@@ -26,4 +26,5 @@ def test_nothing_is_written_outside_the_workspace(tmp_path: Path) -> None:
         "home": [],
         "tmp": [],
     }
-    assert {path.name for path in job.workspace.iterdir()} == {"best", "cache", "journal.jsonl", "log", "result.json"}
+    files = {"journal.jsonl", "result.json", "report.html", "trials.csv"}
+    assert {path.name for path in job.workspace.iterdir()} == {"best", "cache", "log", *files}
