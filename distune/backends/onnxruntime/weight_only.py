@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from itertools import product
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,23 +19,24 @@ from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.session import create_session
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.storage import weight_bytes
-from distune.backends.second_moments import SecondMoments
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import BITS, GroupedWeight
-from distune.backends.weight_only.kept import KeptWeights
-from distune.backends.weight_only.quantize import SETTINGS_RECIPES, Settings, quantize_weight, settings
+from distune.backends.weight_only.quantize import SETTINGS_RECIPES
+from distune.backends.weight_only.quantizer import (
+    STORAGE,
+    WeightOnlyQuantizer,
+    check_recipes,
+    settings_recipes,
+    tensor_options,
+)
 from distune.errors import ModelError, TrialError
 from distune.space.capability import Capability, OpInfo, Recipe
-from distune.space.op_config import FP32, OpConfig, TensorConfig
-
-GROUP_SIZES = (32, 16, 64, 128, 256, 512, 1024, -1)
-"""Group sizes that are offered, the default first."""
-
-STORAGE = "weight_only_storage"
-"""Recipe: what becomes of widths that ``MatMulNBits`` does not run."""
+from distune.space.op_config import FP32, OpConfig
 
 STORAGES = ("native", "wider", "dequantized")
-"""``native``: they are not offered. ``wider``: kept in the next width that runs. ``dequantized``: kept as fp32."""
+"""What becomes of widths that ``MatMulNBits`` does not run (recipe ``STORAGE``).
+
+``native``: they are not offered. ``wider``: kept in the next width that runs. ``dequantized``: kept as fp32."""
 
 ACCURACY_LEVEL = "accuracy_level"
 """Recipe: the attribute of ``MatMulNBits`` with that name."""
@@ -114,49 +113,12 @@ def collect_moments(
     return statistics
 
 
-class WeightOnlyWriter:
-    """Writes weight-only ops into graphs of one model and remembers the weights that it quantized.
-
-    What is remembered takes no more memory than the fp32 model (or 64 MiB), the least recently used is forgotten.
-    """
+class WeightOnlyWriter(WeightOnlyQuantizer):
+    """Quantizes weights of one model and writes weight-only ops into its graphs."""
 
     def __init__(self, model: PreparedModel) -> None:
         self._model = model
-        self._kept = KeptWeights(weight_bytes(model.proto))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-
-    def quantized(
-        self,
-        ops: Mapping[str, OpConfig],
-        recipes: Mapping[str, Any],
-        moments: Callable[[str], SecondMoments | None],
-        sampling_size: int,
-    ) -> dict[str, GroupedWeight]:
-        """The quantized weights of ``ops``, by op name.
-
-        Args:
-            ops: Weight-only configs by op name.
-            moments: Gives those of a tensor; asked for GPTQ and AWQ only.
-            sampling_size: Identity of the calibration data behind ``moments``.
-
-        Raises:
-            TrialError: A config cannot be applied to its op.
-        """
-        given = settings(recipes)
-        out = {}
-        for name, op in ops.items():
-            tensor = self._tensor_config(name, op)
-            graph_node = self._model.index.nodes[name]
-            source = graph_node.input[0] if op.needs_calibration else ""
-            key = (graph_node.input[1], tensor, given, source, sampling_size if source else 0)
-            try:
-                out[name] = self._kept.get(key, partial(self._make, name, tensor, source, moments, given))
-            except TrialError as error:
-                raise TrialError(f"op {name!r}: {error}") from error
-        return out
+        super().__init__(weight_bytes(model.proto))
 
     def write(
         self, proto: onnx.ModelProto, weights: Mapping[str, GroupedWeight], recipes: Mapping[str, Any]
@@ -213,28 +175,23 @@ class WeightOnlyWriter:
             proto.opset_import.append(helper.make_opsetid(DOMAIN, _OPSET_OF_DOMAIN))
         return tuple(f"{what}: {', '.join(names)}" for what, names in stood_in.items())
 
-    def _make(
-        self,
-        name: str,
-        tensor: TensorConfig,
-        source: str,
-        moments: Callable[[str], SecondMoments | None],
-        given: Settings,
-    ) -> GroupedWeight:
-        return quantize_weight(self._weight(name), tensor, moments(source) if source else None, given)
+    def _op_type(self, name: str) -> str | None:
+        graph_node = self._model.index.nodes.get(name)
+        return None if graph_node is None else str(graph_node.op_type)
+
+    def _is_quantizable(self, name: str) -> bool:
+        return weight_of(self._model.index, self._model.index.nodes[name]) is not None
+
+    def _weight_name(self, name: str) -> str:
+        return str(self._model.index.nodes[name].input[1])
+
+    def _input(self, name: str) -> str:
+        return str(self._model.index.nodes[name].input[0])
 
     def _weight(self, name: str) -> NDArray[np.float32]:
         graph_node = self._model.index.nodes[name]
         values = values_of(self._model.index.initializers[graph_node.input[1]])
         return np.asarray(values.T if _is_transposed(graph_node) else values, np.float32)
-
-    def _tensor_config(self, name: str, op: OpConfig) -> TensorConfig:
-        graph_node = self._model.index.nodes.get(name)
-        if graph_node is None:
-            raise TrialError(f"the model has no op {name!r}")
-        if op.weight is None or weight_of(self._model.index, graph_node) is None:
-            raise TrialError(f"op {name!r} ({graph_node.op_type}) has no weight for weight-only quantization")
-        return op.weight
 
 
 def _options(storage: str, calibrated: bool) -> Iterator[OpConfig]:
@@ -242,12 +199,9 @@ def _options(storage: str, calibrated: bool) -> Iterator[OpConfig]:
     widths = [bits for bits in _DEFAULT_BITS if bits in native]
     if storage != "native":
         widths += [bits for bits in reversed(BITS) if bits not in native]
-    algorithms = ("RTN", "GPTQ", "AWQ", "HQQ") if calibrated else ("RTN", "HQQ")
-    for bits, algorithm, scheme, group_size in product(widths, algorithms, ("sym", "asym"), GROUP_SIZES):
-        if algorithm == "HQQ" and (scheme == "sym" or not _runs_real_zero_points(bits, storage)):
-            continue
-        tensor = TensorConfig("int", scheme, "per_channel", algorithm, bits, group_size)
-        yield OpConfig("weight_only", None, tensor)
+    for tensor in tensor_options(widths, calibrated):
+        if tensor.algorithm != "HQQ" or _runs_real_zero_points(tensor.bits, storage):
+            yield OpConfig("weight_only", None, tensor)
 
 
 def _runs_real_zero_points(bits: int, storage: str) -> bool:
@@ -257,10 +211,7 @@ def _runs_real_zero_points(bits: int, storage: str) -> bool:
 
 
 def _recipes() -> Iterator[Recipe]:
-    for name, kind in SETTINGS_RECIPES.items():
-        algorithm = name.removesuffix("_args").upper()
-        known = ", ".join(kind.__dataclass_fields__)
-        yield Recipe(name, {}, ({},), f"Settings of {algorithm}: {known}.")
+    yield from settings_recipes()
     yield Recipe(STORAGE, "native", ("native",), "What becomes of widths that MatMulNBits does not run.")
     levels = tuple(level for level in (0, 4) if runs(4, 32, "none", level))
     doc = "4 rounds the inputs of MatMulNBits to int8, which is faster."
@@ -268,15 +219,10 @@ def _recipes() -> Iterator[Recipe]:
 
 
 def _check(recipes: Mapping[str, Any]) -> None:
-    storage, level = recipes.get(STORAGE, "native"), recipes.get(ACCURACY_LEVEL, 0)
-    if storage not in STORAGES:
-        raise ModelError(f"recipe {STORAGE} is one of {', '.join(STORAGES)}, not {storage!r}")
+    check_recipes(recipes, STORAGES)
+    level = recipes.get(ACCURACY_LEVEL, 0)
     if level not in ACCURACY_LEVELS or isinstance(level, bool) or not runs(4, 32, "none", level):
         raise ModelError(f"recipe {ACCURACY_LEVEL} is a level that MatMulNBits runs, 0 to 4, not {level!r}")
-    try:
-        settings(recipes)
-    except TrialError as error:
-        raise ModelError(str(error)) from error
 
 
 def _as_nbits(
@@ -329,8 +275,6 @@ def _drop_unused_constants(proto: onnx.ModelProto) -> None:
 
 __all__ = [
     "ACCURACY_LEVEL",
-    "GROUP_SIZES",
-    "STORAGE",
     "STORAGES",
     "WEIGHT_ONLY_RECIPES",
     "WeightOnlyWriter",

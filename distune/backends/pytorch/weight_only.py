@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from itertools import product
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,23 +16,24 @@ from distune.backends.pytorch.convert import prune
 from distune.backends.pytorch.packed import Kind, PackedLinear, kernel_of, linear_of
 from distune.backends.pytorch.program import ExportedModule
 from distune.backends.pytorch.runnable import arguments_of, intra_op_threads
-from distune.backends.second_moments import SecondMoments
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import BITS, GroupedWeight, WeightFormat
-from distune.backends.weight_only.kept import KeptWeights
-from distune.backends.weight_only.quantize import SETTINGS_RECIPES, Settings, quantize_weight, settings
-from distune.errors import ModelError, TrialError
+from distune.backends.weight_only.quantize import SETTINGS_RECIPES
+from distune.backends.weight_only.quantizer import (
+    STORAGE,
+    WeightOnlyQuantizer,
+    check_recipes,
+    settings_recipes,
+    tensor_options,
+)
+from distune.errors import TrialError
 from distune.space.capability import Capability, OpInfo, Recipe
-from distune.space.op_config import FP32, OpConfig, TensorConfig
-
-GROUP_SIZES = (32, 16, 64, 128, 256, 512, 1024, -1)
-"""Group sizes that are offered, the default first."""
-
-STORAGE = "weight_only_storage"
-"""Recipe: how weights are stored."""
+from distune.space.op_config import FP32, OpConfig
 
 STORAGES = ("packed", "native", "dequantized")
-"""``packed``: in their own width, made float at every call. ``native``: for ATen's integer kernels, which round the
+"""How weights are stored (recipe ``STORAGE``).
+
+``packed``: in their own width, made float at every call. ``native``: for ATen's integer kernels, which round the
 inputs to bfloat16; formats that they do not hold are not offered. ``dequantized``: as fp32."""
 
 WEIGHT_ONLY_RECIPES = frozenset({*SETTINGS_RECIPES, STORAGE})
@@ -63,7 +62,7 @@ def weight_only_capability(
     Raises:
         ModelError: A recipe of the user has a value that it does not take.
     """
-    _check(recipes)
+    check_recipes(recipes, STORAGES)
     storage = str(recipes.get(STORAGE, "packed"))
     ops: list[OpInfo] = []
     excluded: list[tuple[str, str, str]] = []
@@ -108,53 +107,13 @@ def collect_moments(
     return statistics
 
 
-class WeightOnlyWriter:
-    """Writes weight-only layers into graphs of one model and remembers the weights that it quantized.
-
-    One layer is quantized at a time; what is remembered takes no more memory than the fp32 model (or 64 MiB).
-    """
+class WeightOnlyWriter(WeightOnlyQuantizer):
+    """Quantizes Linear weights of one model and writes weight-only layers into its graphs."""
 
     def __init__(self, model: ExportedModule) -> None:
         self._model = model
         weights = {op.weight: model.tensor(op.weight) for op in model.ops if op.weight}
-        self._kept = KeptWeights(sum(tensor.nbytes for tensor in weights.values()))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-
-    def quantized(
-        self,
-        ops: Mapping[str, OpConfig],
-        recipes: Mapping[str, Any],
-        moments: Callable[[str], SecondMoments | None],
-        sampling_size: int,
-    ) -> dict[str, GroupedWeight]:
-        """The quantized weights of ``ops``, by op name.
-
-        Args:
-            ops: Weight-only configs by op name.
-            moments: Gives those of a node; asked for GPTQ and AWQ only.
-            sampling_size: Identity of the calibration data behind ``moments``.
-
-        Raises:
-            TrialError: A config cannot be applied to its op.
-        """
-        given = settings(recipes)
-        out = {}
-        for name, config in ops.items():
-            if name not in self._model.op:
-                raise TrialError(f"the model has no op {name!r}")
-            if config.weight is None or not _is_quantizable(self._model, name):
-                op_type = self._model.op[name].op_type
-                raise TrialError(f"op {name!r} ({op_type}) has no weight for weight-only quantization")
-            source = _input(self._model, name) if config.needs_calibration else ""
-            key = (self._model.op[name].weight, config.weight, given, source, sampling_size if source else 0)
-            try:
-                out[name] = self._kept.get(key, partial(self._make, name, config.weight, source, moments, given))
-            except TrialError as error:
-                raise TrialError(f"op {name!r}: {error}") from error
-        return out
+        super().__init__(sum(tensor.nbytes for tensor in weights.values()))
 
     def write(
         self,
@@ -168,7 +127,6 @@ class WeightOnlyWriter:
             module: A copy of the model's graph; other ops may be quantized already.
             weights: By op name.
             recipes: Of the tuning config.
-
 
         Returns:
             Warnings for the user: which layers save no bytes, or run in another precision.
@@ -198,15 +156,17 @@ class WeightOnlyWriter:
             prune(module)
         return tuple(f"{_REMARKS[kind]}: {', '.join(names)}" for kind, names in kinds.items() if kind in _REMARKS)
 
-    def _make(
-        self,
-        name: str,
-        tensor: TensorConfig,
-        source: str,
-        moments: Callable[[str], SecondMoments | None],
-        given: Settings,
-    ) -> GroupedWeight:
-        return quantize_weight(self._weight(name), tensor, moments(source) if source else None, given)
+    def _op_type(self, name: str) -> str | None:
+        return self._model.op[name].op_type if name in self._model.op else None
+
+    def _is_quantizable(self, name: str) -> bool:
+        return _is_quantizable(self._model, name)
+
+    def _weight_name(self, name: str) -> str:
+        return self._model.op[name].weight
+
+    def _input(self, name: str) -> str:
+        return _input(self._model, name)
 
     def _weight(self, name: str) -> NDArray[np.float32]:
         weight: NDArray[np.float32] = self._model.tensor(self._model.op[name].weight).float().numpy().T
@@ -259,37 +219,18 @@ def _kind(form: WeightFormat, channels: int, storage: str) -> Kind:
 
 
 def _options(storage: str, calibrated: bool, channels: int) -> Iterator[OpConfig]:
-    algorithms = ("RTN", "GPTQ", "AWQ", "HQQ") if calibrated else ("RTN", "HQQ")
-    for bits, algorithm, scheme, group_size in product(_WIDTHS, algorithms, ("sym", "asym"), GROUP_SIZES):
-        if algorithm == "HQQ" and scheme == "sym":
-            continue
-        form = WeightFormat(bits, group_size, "sym" if scheme == "sym" else "asym")
-        if storage == "native" and kernel_of(form, channels) is None:
-            continue
-        yield OpConfig("weight_only", None, TensorConfig("int", scheme, "per_channel", algorithm, bits, group_size))
+    for tensor in tensor_options(_WIDTHS, calibrated):
+        form = WeightFormat(tensor.bits, tensor.group_size, "sym" if tensor.scheme == "sym" else "asym")
+        if storage != "native" or kernel_of(form, channels) is not None:
+            yield OpConfig("weight_only", None, tensor)
 
 
 def _recipes() -> Iterator[Recipe]:
-    for name, kind in SETTINGS_RECIPES.items():
-        algorithm = name.removesuffix("_args").upper()
-        known = ", ".join(kind.__dataclass_fields__)
-        yield Recipe(name, {}, ({},), f"Settings of {algorithm}: {known}.")
-    yield Recipe(STORAGE, "packed", ("packed",), "How weights are stored: packed, native or dequantized.")
-
-
-def _check(recipes: Mapping[str, Any]) -> None:
-    storage = recipes.get(STORAGE, "packed")
-    if storage not in STORAGES:
-        raise ModelError(f"recipe {STORAGE} is one of {', '.join(STORAGES)}, not {storage!r}")
-    try:
-        settings(recipes)
-    except TrialError as error:
-        raise ModelError(str(error)) from error
+    yield from settings_recipes()
+    yield Recipe(STORAGE, STORAGES[0], STORAGES[:1], f"How weights are stored: {', '.join(STORAGES)}.")
 
 
 __all__ = [
-    "GROUP_SIZES",
-    "STORAGE",
     "STORAGES",
     "WEIGHT_ONLY_RECIPES",
     "WeightOnlyWriter",
