@@ -18,7 +18,7 @@ from typing import Any
 
 from distune.errors import SpaceError
 from distune.space.capability import Recipe
-from distune.space.op_config import Mode
+from distune.space.op_config import FP32, Mode, OpConfig, TuningConfig
 
 DEFAULTS: Mapping[str, Any] = {
     "smooth_quant": False,
@@ -130,6 +130,16 @@ def resolve_recipes(
                 fixed[name] = plain
     tuned = [recipe for recipe in tuned if not _takes_one(recipe, fixed)]
     return ResolvedRecipes(tuple(sorted(fixed.items())), tuple(tuned))
+
+
+def ops_kept_in_fp32(config: TuningConfig, recipes: Mapping[str, Recipe]) -> dict[str, OpConfig]:
+    """The ops that the recipes of ``config`` turn to fp32, with their new configs; ``recipes`` are the known ones."""
+    changes: dict[str, OpConfig] = {}
+    for name, value in config.recipes:
+        recipe = recipes.get(name)
+        if recipe is not None and not recipe.is_default(value):
+            changes.update({op: FP32 for op in recipe.fp32_ops if op in config.by_name})
+    return changes
 
 
 def _over(recipe: Recipe, values: list[Any], fixed: dict[str, Any]) -> Recipe:

@@ -18,7 +18,7 @@ from distune.config.parameters import ParameterSpec, defaults
 from distune.errors import SpaceError
 from distune.space.capability import Capability, OpInfo, Recipe
 from distune.space.op_config import FP32, PRECISION_MODES, Mode, OpConfig, TuningConfig
-from distune.space.recipes import resolve_recipes
+from distune.space.recipes import ops_kept_in_fp32, resolve_recipes
 
 Variant = tuple[tuple[str, Any], ...]
 """Recipes that change what is calibrated, sorted by name."""
@@ -105,18 +105,13 @@ class TuningSpace:
         dropped, and the sampling size is 0 where no op is calibrated and only there.
         """
         recipes = {recipe.name: recipe for recipe in self.known_recipes}
-        changes: dict[str, OpConfig] = {}
-        kept: list[tuple[str, Any]] = []
-        for name, value in config.recipes:
-            recipe = recipes.get(name)
-            if recipe is None or recipe.is_default(value):
-                continue
-            if recipe.fp32_ops:
-                changes.update({op: FP32 for op in recipe.fp32_ops if op in config.by_name})
-            else:
-                kept.append((name, value))
+        kept = [
+            (name, value)
+            for name, value in config.recipes
+            if name in recipes and not recipes[name].is_default(value) and not recipes[name].fp32_ops
+        ]
         out = replace(config, recipes=tuple(sorted(kept)))
-        if changes:
+        if changes := ops_kept_in_fp32(config, recipes):
             out = out.with_ops(changes)
         if out.needs_calibration or self.variant(out):  # the config that it was made from may have needed none
             return out if out.sampling_size else replace(out, sampling_size=self.sampling_sizes[0])

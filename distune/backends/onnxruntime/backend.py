@@ -50,12 +50,13 @@ from distune.backends.onnxruntime.weight_only import (
     collect_moments,
     weight_only_capability,
 )
+from distune.backends.recipes.precision import effective
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import GroupedWeight
 from distune.backends.weight_only.kept import restored, saved
 from distune.config.job import TuningJob
 from distune.errors import TrialError, UsageError
-from distune.space.op_config import FP32, TuningConfig
+from distune.space.op_config import TuningConfig
 
 Variant = tuple[tuple[str, Any], ...]
 
@@ -279,16 +280,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _effective(self, config: TuningConfig) -> TuningConfig:
         """The config with what its recipes turn to fp32 in fp32."""
-        changes = {}
-        for name, value in config.recipes:
-            recipe = self._recipe_ops.get(name)
-            if recipe is None and name in WEIGHT_ONLY_RECIPES:
-                continue  # a saved config is applied without its approach
-            if recipe is None:
-                raise TrialError(f"the ONNX Runtime backend has no recipe {name!r} for this model")
-            if value != recipe.default:
-                changes.update({op: FP32 for op in recipe.fp32_ops if op in config.by_name})
-        return config.with_ops(changes) if changes else config
+        return effective(config, self._recipe_ops, WEIGHT_ONLY_RECIPES, "ONNX Runtime")
 
     def _proto(self, config: TuningConfig) -> onnx.ModelProto:
         graph = self._graph(config)

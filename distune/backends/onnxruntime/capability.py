@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,8 +21,9 @@ from distune.backends.onnxruntime.options import (
 )
 from distune.backends.onnxruntime.preprocess import WEIGHTED, PreparedModel
 from distune.backends.onnxruntime.shared import values_of
+from distune.backends.recipes.precision import first_and_last
 from distune.backends.statistics import MASK_MAGNITUDE
-from distune.space.capability import Capability, OpInfo, Recipe
+from distune.space.capability import Capability, OpInfo
 from distune.space.op_config import FP32, OpConfig
 
 _SHAPE_OPS = frozenset({"Shape", "Size", "Constant", "ConstantOfShape", "Cast", "Identity", "Range"})
@@ -74,8 +74,9 @@ def inspect(model: PreparedModel) -> Capability:
         else:
             excluded.append((node.name, node.op_type, reason))
     ops = tuple(op.info for op in found)
+    recipes = tuple(first_and_last(ops, ("Conv", "MatMul", "Gemm"), "Conv, MatMul or Gemm"))
     blocks = find_blocks(model.proto, index, {op.name: op.group for op in ops})
-    return Capability(ops, tuple(_recipes(ops)), tuple(excluded), blocks)
+    return Capability(ops, recipes, tuple(excluded), blocks)
 
 
 def weight_input(index: GraphIndex, node: onnx.NodeProto) -> str | None:
@@ -192,20 +193,6 @@ def _leads_to_attention(index: GraphIndex, node: onnx.NodeProto) -> bool:
             return False
         node = reader
     return False
-
-
-def _recipes(ops: tuple[OpInfo, ...]) -> Iterator[Recipe]:
-    heavy = [op for op in ops if op.op_type in ("Conv", "MatMul", "Gemm")]
-    if not heavy:
-        return
-    for position, anchor in (("first", heavy[0]), ("last", heavy[-1])):
-        yield Recipe(
-            name=f"{position}_conv_or_matmul_quantization",
-            default=True,
-            choices=(True, False),
-            doc=f"False keeps the {position} Conv, MatMul or Gemm in fp32.",
-            fp32_ops=tuple(op.name for op in ops if op.group == anchor.group),
-        )
 
 
 def _producers(index: GraphIndex, node: onnx.NodeProto) -> list[onnx.NodeProto]:

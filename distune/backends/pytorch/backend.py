@@ -12,6 +12,7 @@ from typing import Any
 from distune.backends.base import Backend, ExportedModel, Feed, LabelledBatch, ModelFacts
 from distune.backends.cpu import needs_reduce_range
 from distune.backends.pytorch.versions import require_torch, versions
+from distune.backends.recipes.precision import effective
 from distune.backends.sensitivity import op_sensitivity
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import GroupedWeight
@@ -20,7 +21,7 @@ from distune.config.job import TuningJob
 from distune.data.batch import Inputs
 from distune.data.loader import open_dataloader
 from distune.errors import TrialError, UsageError
-from distune.space.op_config import FP32, TuningConfig
+from distune.space.op_config import TuningConfig
 
 require_torch()  # before anything of torchao is imported by name
 
@@ -229,16 +230,7 @@ class PyTorchBackend(Backend):
 
     def _effective(self, config: TuningConfig) -> TuningConfig:
         """The config with what its recipes turn to fp32 in fp32."""
-        changes = {}
-        for name, value in config.recipes:
-            recipe = self._recipe_ops.get(name)
-            if recipe is None and name in WEIGHT_ONLY_RECIPES:
-                continue  # a saved config is applied without its approach
-            if recipe is None:
-                raise TrialError(f"the PyTorch backend has no recipe {name!r} for this model")
-            if value != recipe.default:
-                changes.update({op: FP32 for op in recipe.fp32_ops if op in config.by_name})
-        return config.with_ops(changes) if changes else config
+        return effective(config, self._recipe_ops, WEIGHT_ONLY_RECIPES, "PyTorch")
 
     def _ranges(self, config: TuningConfig) -> dict[str, Range]:
         needed = needed_ranges(self._model, config)

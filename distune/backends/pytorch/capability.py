@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +20,9 @@ from distune.backends.pytorch.options import (
     WEIGHTED_OPTIONS,
 )
 from distune.backends.pytorch.program import ExportedModule, ModuleOp
+from distune.backends.recipes.precision import first_and_last
 from distune.backends.statistics import MASK_MAGNITUDE
-from distune.space.capability import Capability, OpInfo, Recipe
+from distune.space.capability import Capability, OpInfo
 from distune.space.op_config import FP32, OpConfig, TuningConfig
 
 _THROUGH = frozenset({"ReLU", "ReLU6", "Hardtanh", "Hardswish", "SiLU", "GELU", "LeakyReLU", "dropout", "BatchNorm"})
@@ -77,7 +78,7 @@ def inspect(model: ExportedModule, halves: Collection[str] = ()) -> Capability:
         replace(info, options=(*info.options[:-1], *precisions, FP32)) if info.op_type in HALF_TYPES else info
         for info in found.values()
     )
-    return Capability(ops, tuple(_recipes(ops)), tuple(excluded))
+    return Capability(ops, tuple(first_and_last(ops, HALF_TYPES, "convolution or Linear")), tuple(excluded))
 
 
 def quantized_edges(model: ExportedModule, op: ModuleOp) -> Edges:
@@ -175,20 +176,6 @@ def _through(node: Node) -> Node:
     while op_type_of(node) in _THROUGH and _tensor_inputs(node):
         node = _tensor_inputs(node)[0]
     return node
-
-
-def _recipes(ops: tuple[OpInfo, ...]) -> Iterator[Recipe]:
-    heavy = [op for op in ops if op.op_type in HALF_TYPES]
-    if not heavy:
-        return
-    for position, anchor in (("first", heavy[0]), ("last", heavy[-1])):
-        yield Recipe(
-            name=f"{position}_conv_or_matmul_quantization",
-            default=True,
-            choices=(True, False),
-            doc=f"False keeps the {position} convolution or Linear in fp32.",
-            fp32_ops=tuple(op.name for op in ops if op.group == anchor.group),
-        )
 
 
 def _made_from_integers(model: ExportedModule) -> set[str]:
