@@ -55,6 +55,15 @@ class _Incoming:
     filled: int = 0
 
 
+@dataclass(frozen=True)
+class _Receive:
+    """One message that is being received."""
+
+    source: int
+    request: Any
+    buffer: bytearray | memoryview
+
+
 class MpiLink:
     """One rank's end.
 
@@ -67,6 +76,7 @@ class MpiLink:
         self._comm = communicator
         self._sending: list[tuple[int, Any, object]] = []  # destination, request, the buffer that it needs
         self._incoming: dict[int, _Incoming] = {}
+        self._receiving: _Receive | None = None
         self._status = self._mpi.Status()
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
@@ -100,17 +110,20 @@ class MpiLink:
         arrived: list[tuple[int, Any]] = []
         while True:
             try:
-                if not self._comm.Iprobe(self._mpi.ANY_SOURCE, _TAG, self._status):
+                receive = self._receiving or self._next()
+                if receive is None:
                     return arrived
-                source: int = self._status.Get_source()
-                self.heard[source] = time.monotonic()
-                found = self._take(source, self._status.Get_count(self._mpi.BYTE))
+                if not receive.request.Test():
+                    self._note_lost()
+                    return arrived
             except self._mpi.Exception as error:
                 if not self._note_failure(error):
                     raise
                 continue
+            self._receiving = None
+            found = self._complete(receive)
             if found is not None:
-                arrived.append((source, pickle.loads(found)))
+                arrived.append((receive.source, pickle.loads(found)))
 
     def drain(self, seconds: float) -> bool:
         """Wait until all that was sent has left, at most ``seconds``; says whether it has."""
@@ -145,24 +158,38 @@ class MpiLink:
                     raise
         self._sending = waiting
 
-    def _take(self, source: int, count: int) -> bytearray | None:
-        """Receive the message that was probed; the body of the object that it completes."""
-        waiting = self._incoming.get(source)
-        if waiting is not None:
-            with memoryview(waiting.data) as view, view[waiting.filled : waiting.filled + count] as piece:
-                self._comm.Recv([piece, self._mpi.BYTE], source, _TAG)
-            waiting.filled += count
-            if waiting.filled < len(waiting.data):
+    def _next(self) -> _Receive | None:
+        """Start to receive the next message, where there is one.
+
+        Never by a blocking receive: seen with Open MPI 5.0 and ULFM, that spins for ever where the sender ends between
+        the probe and the receive.
+        """
+        if not self._comm.Iprobe(self._mpi.ANY_SOURCE, _TAG, self._status):
+            return None
+        source: int = self._status.Get_source()
+        count: int = self._status.Get_count(self._mpi.BYTE)
+        self.heard[source] = time.monotonic()
+        long = self._incoming.get(source)
+        buffer = bytearray(count) if long is None else memoryview(long.data)[long.filled : long.filled + count]
+        request = self._comm.Irecv([buffer, self._mpi.BYTE], source, _TAG)
+        self._receiving = _Receive(source, request, buffer)
+        return self._receiving
+
+    def _complete(self, receive: _Receive) -> bytearray | None:
+        """Take in a message that is all there; the body of the object that it completes."""
+        source, message = receive.source, receive.buffer
+        long = self._incoming.get(source)
+        if long is not None:
+            long.filled += len(message)
+            if long.filled < len(long.data):
                 return None
             del self._incoming[source]
-            return waiting.data
-        message = bytearray(count)
-        self._comm.Recv([message, self._mpi.BYTE], source, _TAG)
+            return long.data
         (length,) = _LENGTH.unpack_from(message)
-        if count == _LENGTH.size:
+        if len(message) == _LENGTH.size:
             self._incoming[source] = _Incoming(bytearray(length))
             return None
-        return message[_LENGTH.size :]
+        return bytearray(message[_LENGTH.size :])
 
     def _note_failure(self, error: Any) -> bool:
         """Whether ``error`` tells that ranks have died (ULFM); adds them to ``lost``."""
@@ -170,13 +197,23 @@ class MpiLink:
         kinds = [getattr(mpi, name, None) for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")]
         if error.Get_error_class() not in [kind for kind in kinds if kind is not None]:
             return False
-        failed = self._comm.Get_failed()
-        ranks = failed.Translate_ranks(list(range(failed.Get_size())), self._comm.Get_group())
+        self._note_lost()
+        return True
+
+    def _note_lost(self) -> None:
+        """Add the ranks that have died to ``lost``, and forget what was to come from them."""
+        if not survives_losses():
+            return
+        failed, everyone = self._comm.Get_failed(), self._comm.Get_group()
+        ranks = failed.Translate_ranks(list(range(failed.Get_size())), everyone)
         self.lost.update(ranks)
         for rank in ranks:
             self._incoming.pop(rank, None)
-        self._comm.Ack_failed(failed.Get_size())  # from here on receiving from any source works again
-        return True
+        if self._receiving is not None and self._receiving.source in self.lost:
+            self._receiving = None
+        self._comm.Ack_failed(len(ranks))  # from here on receiving from any source works again
+        failed.Free()
+        everyone.Free()
 
 
 def survives_losses(environment: Mapping[str, str] | None = None) -> bool:

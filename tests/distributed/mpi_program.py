@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from distune.config.job import ModelSpec, TuningJob
 from distune.distributed import mpi
 from distune.distributed.mpi import MpiTransport
+from distune.distributed.mpi_link import MpiLink
 from distune.distributed.rank0_line import RankEnd
 from distune.distributed.topology import launched_rank
 from distune.distributed.transport import ResultArrived, WorkerLost
@@ -166,6 +167,8 @@ def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
     if case == "raise-on-1" and rank == 1:
         with mpi.aborting_on_error(communicator):
             raise RuntimeError("planted on rank 1")
+    if case == "last-words":
+        last_words(communicator)
     hosts = os.environ.get("TEST_HOSTS", "").split(",")
     if len(hosts) > 1:
         os.environ["DISTUNE_HOSTNAME"] = hosts[rank]
@@ -188,6 +191,20 @@ def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
         print(json.dumps(CASES[case](transport)), flush=True)
         transport.close(exit_code)
         return exit_code
+
+
+def last_words(communicator: Any) -> NoReturn:
+    """Every rank but 0 says something and ends at once; rank 0 prints of how many it has heard or knows they ended."""
+    link = MpiLink(communicator)
+    if link.rank:
+        time.sleep(0.3)
+        link.send(0, b"x" * 60_000)
+        os._exit(0)
+    heard: set[int] = set()
+    while len(heard | link.lost) < link.size - 1:
+        heard.update(source for source, _ in link.receive())
+    print(json.dumps({"ended": sorted(heard | link.lost)}), flush=True)
+    os._exit(0)
 
 
 def stuck(connect: Any, exit_code: int) -> int:

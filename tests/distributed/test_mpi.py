@@ -76,6 +76,11 @@ def test_idle_ranks_sleep() -> None:
     assert max(done.answer) < 3.0 * 0.05, "seconds of processor time in three seconds of idleness"
 
 
+@needs_ulfm
+def test_nobody_waits_for_the_rest_of_what_a_rank_said_that_has_ended() -> None:
+    assert run_program("last-words", ranks=4, seconds=30).answer == {"ended": [1, 2, 3]}
+
+
 def test_ranks_leave_with_the_code_of_a_master_that_never_opened_a_transport() -> None:
     assert run_program("dismiss", ranks=3, exit_code=2).code == 2
 
