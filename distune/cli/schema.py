@@ -1,4 +1,4 @@
-"""Print the JSON schema of the configuration, for editors, or its keys as a table."""
+"""Print the JSON schema of the configuration, for editors, or its keys or built-in components as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from collections.abc import Iterator
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The form."""
-    parser.add_argument("--keys", action="store_true", help="every key with its values, default and meaning (Markdown)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--keys", action="store_true", help="every key with its values, default and meaning (Markdown)")
+    form.add_argument(
+        "--components", action="store_true", help="datasets, transforms, filters and metrics with arguments (Markdown)"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -19,6 +23,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     if arguments.keys:
         print("\n".join(markdown_lines()))
+    elif arguments.components:
+        print("\n".join(component_lines()))
     else:
         print(json.dumps(json_schema(known_names()), indent=2, ensure_ascii=False))
     return 0
@@ -35,3 +41,21 @@ def markdown_lines() -> Iterator[str]:
             yield f"| **`{key}`** | | | {meaning} |"
         else:
             yield f"| `{key}` | {kind} | {default} | {meaning} |".replace("|  |", "| |")
+
+
+def component_lines() -> Iterator[str]:
+    """The tables of built-in components, line by line."""
+    from distune.data.registry import DATASETS, FILTERS, TRANSFORMS
+    from distune.metrics.base import METRICS
+
+    for registry in (DATASETS, TRANSFORMS, FILTERS, METRICS):
+        yield from (
+            f"## {registry.kind.capitalize()}s",
+            "",
+            "| name | arguments | what it does |",
+            "| --- | --- | --- |",
+        )
+        for names, arguments, meaning in registry.described():
+            listed = ", ".join(f"`{argument}`" for argument in arguments)
+            yield f"| {', '.join(f'`{name}`' for name in names)} | {listed} | {meaning.replace('``', '`')} |"
+        yield ""

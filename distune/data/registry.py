@@ -59,6 +59,17 @@ class ComponentRegistry(Generic[T]):
         self._load()
         return {name: frozenset(_parameters(cls)) for name, cls in sorted(self._classes.items())}
 
+    def described(self) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
+        """Of each component, in the order of their names: its names, its arguments with defaults, what it does."""
+        self._load()
+        names: dict[type[T], list[str]] = {}
+        for name, cls in self._classes.items():
+            names.setdefault(cls, []).append(name)
+        return [
+            (tuple(known_as), tuple(map(_written, _parameters(cls).values())), _first_sentence(cls))
+            for cls, known_as in sorted(names.items(), key=lambda entry: entry[1][0].lower())
+        ]
+
     def create(self, spec: ComponentSpec, **context: Any) -> T:
         """Construct a registered component.
 
@@ -111,6 +122,14 @@ def _parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
         return {}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: p for name, p in inspect.signature(cls).parameters.items() if p.kind in kinds}
+
+
+def _written(parameter: inspect.Parameter) -> str:
+    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
+
+
+def _first_sentence(cls: type[Any]) -> str:
+    return (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from distune.api.names import known_names
-from distune.cli.schema import markdown_lines
+from distune.cli.schema import component_lines, markdown_lines
 from distune.config.json_schema import json_schema
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +67,13 @@ def test_the_page_of_keys_is_what_the_schema_says() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text().splitlines()
     table = [line for line in page if line.startswith("| ")]
     assert table == list(markdown_lines()), "put what `python -m distune schema --keys` prints into the page"
+
+
+def test_the_page_of_components_is_what_is_registered() -> None:
+    """``docs/components.md`` holds the tables that ``distune schema --components`` prints."""
+    page = (ROOT / "docs" / "components.md").read_text()
+    tables = page[page.index("## ") :].splitlines()
+    assert [line for line in tables if line] == [line for line in component_lines() if line]
 
 
 def test_it_is_json() -> None:
