@@ -29,17 +29,10 @@ from distune.backends.onnxruntime.qdq import Quantized, Range, plan, write_qdq
 from distune.backends.onnxruntime.qoperator import to_qoperator
 from distune.backends.onnxruntime.recipes.catalogue import graph_recipes
 from distune.backends.onnxruntime.recipes.correction import CORRECTIONS, correct, restore
+from distune.backends.onnxruntime.recipes.layers import layers
 from distune.backends.onnxruntime.recipes.preparation import Preparation, preparation_recipes
 from distune.backends.onnxruntime.recipes.propagation import add_qdq_pairs_to_weights
-from distune.backends.onnxruntime.recipes.variants import (
-    TENSORS_AT_ONCE,
-    GraphVariant,
-    LayerCollector,
-    restored_variant,
-    rewrites,
-    rewritten,
-    variant_of,
-)
+from distune.backends.onnxruntime.recipes.variants import TENSORS_AT_ONCE, GraphVariant, restored_variant, rewritten
 from distune.backends.onnxruntime.session import SESSION_OPTIONS, create_session, optimized_graph, return_freed_memory
 from distune.backends.onnxruntime.shared import LightModel, complete
 from distune.backends.onnxruntime.storage import digest, external_files, stored_files, stored_size
@@ -51,6 +44,7 @@ from distune.backends.onnxruntime.weight_only import (
     weight_only_capability,
 )
 from distune.backends.recipes.precision import effective
+from distune.backends.recipes.variants import LayerCollector, rewrites, variant_of
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import GroupedWeight
 from distune.backends.weight_only.kept import restored, saved
@@ -220,9 +214,9 @@ class OnnxRuntimeBackend(Backend):
             return collect_moments(self._model, self._moment_inputs, batches).to_bytes()
         recipes = dict(variant)
         model = self._graph_of(variant, self._calibrated_with).model
-        layers = LayerCollector(model, moments=bool(recipes.get("adaround")))
+        collector = LayerCollector(layers(model), moments=bool(recipes.get("adaround")))
         at_once = TENSORS_AT_ONCE if recipes.get("layer_wise_quant") else None
-        return collect(model, calibrated_tensors(model, self._capability), batches, layers, at_once).to_bytes()
+        return collect(model, calibrated_tensors(model, self._capability), batches, collector, at_once).to_bytes()
 
     def variant(self, config: TuningConfig) -> Variant:
         return variant_of(config)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from distune.backends.base import Feed
 from distune.backends.onnxruntime.capability import activation_inputs, activation_outputs
 from distune.backends.onnxruntime.preprocess import PreparedModel
-from distune.backends.onnxruntime.recipes.variants import LayerCollector
 from distune.backends.onnxruntime.session import create_session
+from distune.backends.recipes.variants import LayerCollector
 from distune.backends.statistics import CalibrationStatistics
 from distune.space.capability import Capability
 

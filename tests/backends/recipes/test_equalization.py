@@ -12,8 +12,8 @@ from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.recipes.equalization import equalize, pairs
 from distune.backends.statistics import CalibrationStatistics
-from tests.backends.onnx_models import convolution_model, images
-from tests.backends.recipes.common import UnderRecipes, value, weight_of, with_weights
+from tests.backends.onnx_models import convolution_model, images, model
+from tests.backends.recipes.common import UnderRecipes, rows, value, weight_of, with_weights
 
 
 def clipped(planted: bool = True, cut: float = 2.0) -> onnx.ModelProto:
@@ -84,3 +84,18 @@ def test_a_saved_config_makes_the_same_model_without_data() -> None:
     config = made.config(cross_layer_equalization=True)
     exported = made.backend.export(config)
     assert UnderRecipes(clipped(), []).backend.apply(exported.deploy, config).files == exported.files
+
+
+def test_neighbours_without_an_activation_are_equalized_again_from_a_saved_config() -> None:
+    rng = np.random.default_rng(4)
+    second = rng.normal(size=(12, 8)) * np.geomspace(1, 100, 12)[:, None]
+    arrays = {"w1": rng.normal(size=(16, 12)).astype(np.float32), "w2": second.astype(np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], "one"),
+        helper.make_node("MatMul", ["h", "w2"], ["y"], "two"),
+    ]
+    made = UnderRecipes(model(nodes, {"x": ["batch", 5, 16]}, ["y"], arrays), rows())
+    assert len(pairs(made.backend._model)) == 1
+    config = made.config(cross_layer_equalization=True)
+    exported = made.backend.export(config)
+    assert UnderRecipes(made.backend._user_model, []).backend.apply(exported.deploy, config).files == exported.files

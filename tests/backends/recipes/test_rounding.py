@@ -10,7 +10,7 @@ import pytest
 
 from distune.backends.onnxruntime.calibration import with_outputs
 from distune.backends.onnxruntime.recipes.layers import layers
-from distune.backends.onnxruntime.recipes.rounding import adaptive_rounding, mean_preserving_rounding, output_error
+from distune.backends.recipes.rounding import adaptive_rounding, mean_preserving_rounding, output_error
 from tests.backends.onnx_models import convolution_model, images
 from tests.backends.recipes.common import UnderRecipes, value, weight_of, with_weights
 

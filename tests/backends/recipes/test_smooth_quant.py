@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 from distune.backends.channel_statistics import channel_key
 from distune.backends.onnxruntime.graph import GraphIndex
-from distune.backends.onnxruntime.preprocess import prepare
-from distune.backends.onnxruntime.recipes.smooth_quant import alpha_losses, best_alpha, factors, smooth, smoothable
+from distune.backends.onnxruntime.preprocess import PreparedModel, prepare
+from distune.backends.onnxruntime.recipes.layers import constant
+from distune.backends.onnxruntime.recipes.smooth_quant import smooth, smoothable
+from distune.backends.recipes.smoothing import Factors, alpha_losses, best_alpha, factors
 from distune.backends.statistics import CalibrationStatistics, merge
 from distune.errors import TrialError
 from distune.space.recipes import SmoothQuantArgs
 from tests.backends.onnx_models import SAMPLES, attention_model, convolution_model, images, sentences
 from tests.backends.recipes.common import OUTLIER, UnderRecipes, linear_model, rows, value
+
+
+def factors_of(prepared: PreparedModel, *arguments: Any) -> Factors:
+    return factors(smoothable(prepared), partial(constant, prepared.index), *arguments)
 
 
 def outputs(proto: object, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -35,7 +44,7 @@ def test_the_fp32_function_does_not_change(norm: bool, relu: bool, folding: bool
     proto = linear_model(norm, relu)
     prepared = prepare(proto)
     channels = statistics(UnderRecipes(proto, rows())).channels
-    smoothed = smooth(prepared, factors(prepared, channels, alpha, SmoothQuantArgs()), folding)
+    smoothed = smooth(prepared, factors_of(prepared, channels, alpha, SmoothQuantArgs()), folding)
     for expected, actual in zip(outputs(proto, rows()[0]), outputs(smoothed, rows()[0]), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4)
 
@@ -44,7 +53,7 @@ def test_factors_are_those_of_the_paper() -> None:
     proto = linear_model()
     prepared = prepare(proto)
     seen = statistics(UnderRecipes(proto, rows())).channels
-    found = factors(prepared, seen, 0.25, SmoothQuantArgs())["n"]
+    found = factors_of(prepared, seen, 0.25, SmoothQuantArgs())["n"]
     feeds = np.concatenate([f["x"] for f in rows()]).reshape(-1, 16)
     normed = (feeds - feeds.mean(1, keepdims=True)) / np.sqrt(feeds.var(1, keepdims=True) + 1e-5)
     index = GraphIndex(proto)
@@ -107,15 +116,17 @@ def test_blockwise_each_block_has_one_alpha() -> None:
     proto = attention_model()
     prepared = prepare(proto)
     seen = statistics(UnderRecipes(proto, sentences())).channels
-    spots = {spot.tensor: spot for spot in smoothable(prepared) if spot.tensor in factors(prepared, seen, 0.5, _ARGS)}
+    spots = {
+        spot.tensor: spot for spot in smoothable(prepared) if spot.tensor in factors_of(prepared, seen, 0.5, _ARGS)
+    }
     names = [layer.name for spot in spots.values() for layer in spot.members]
-    together = factors(prepared, seen, "auto", _ARGS, [names])
+    together = factors_of(prepared, seen, "auto", _ARGS, [names])
     (alpha,) = [
         alpha
         for alpha in _ARGS.alphas
-        if all(np.array_equal(together[t], factors(prepared, seen, alpha, _ARGS)[t]) for t in spots)
+        if all(np.array_equal(together[t], factors_of(prepared, seen, alpha, _ARGS)[t]) for t in spots)
     ]
-    alone = factors(prepared, seen, "auto", _ARGS)
+    alone = factors_of(prepared, seen, "auto", _ARGS)
     weights = {t: [value(prepared.index, layer.weight) for layer in spot.members] for t, spot in spots.items()}
     losses = {t: alpha_losses(spots[t], seen[channel_key(t, -1)], weights[t], _ARGS) for t in spots}
     assert alpha == min(_ARGS.alphas, key=lambda a: (np.mean([losses[t][a] for t in spots]), abs(a - 0.5)))

@@ -8,79 +8,28 @@ from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.recipes.equalization import pairs
 from distune.backends.onnxruntime.recipes.layers import layers
 from distune.backends.onnxruntime.recipes.smooth_quant import smoothable
+from distune.backends.recipes.catalogue import ON_OFF, shared_recipes
 from distune.space.capability import Capability, Recipe
-
-_ON_OFF = (False,)
-"""Choices of what is off by default and tuned only where the user gives a list: not cheap, or not harmless."""
 
 
 def graph_recipes(model: PreparedModel, capability: Capability) -> Iterator[Recipe]:
     """What can be done to the graph of ``model`` and to its quantized form; none of it is tuned by default."""
     yield from _pre_and_post(model, capability)
-    if smoothable(model):
-        yield Recipe(
-            "smooth_quant",
-            False,
-            _ON_OFF,
-            "Move outliers of activations into the weights of Gemm and MatMul; the value is alpha, or 'auto'.",
-            variant=True,
-            modes=("static", "dynamic"),
-            leads=True,
-        )
-        yield Recipe(
-            "smooth_quant_args",
-            "",
-            ("",),
-            "Settings of smooth_quant that differ from its defaults, as JSON.",
-            variant=True,
-            modes=("static", "dynamic"),
-        )
-    if pairs(model):
-        yield Recipe(
-            "cross_layer_equalization",
-            False,
-            _ON_OFF,
-            "Rescale the channels between two layers so that both have weights of like ranges.",
-            variant=True,
-            modes=("static", "dynamic"),
-        )
     found = list(layers(model))
+    yield from shared_recipes(smoothable(model), pairs(model), found, "Gemm and MatMul")
     if not found:
         return
     yield Recipe(
-        "adaround",
-        False,
-        _ON_OFF,
-        "Round each weight up or down by the layer's output error instead of to nearest.",
-        variant=True,
-        modes=("static",),
-    )
-    yield Recipe(
-        "weight_correction",
-        False,
-        _ON_OFF,
-        "Give each output channel of a quantized weight the mean and variance of the fp32 one.",
-        modes=("static",),
-    )
-    if any(layer.bias for layer in found):
-        yield Recipe(
-            "fast_bias_correction",
-            False,
-            _ON_OFF,
-            "Take the mean error that quantized weights bring to the outputs off the biases.",
-            modes=("static",),
-        )
-    yield Recipe(
         "add_qdq_pair_to_weight",
         False,
-        _ON_OFF,
+        ON_OFF,
         "Store weights in fp32 with QuantizeLinear and DequantizeLinear behind them.",
         modes=("static",),
     )
     yield Recipe(
         "dedicated_qdq_pair",
         False,
-        _ON_OFF,
+        ON_OFF,
         "Give every op that reads a tensor a QuantizeLinear and DequantizeLinear of its own.",
         modes=("static",),
     )
@@ -94,7 +43,7 @@ def graph_recipes(model: PreparedModel, capability: Capability) -> Iterator[Reci
     yield Recipe(
         "layer_wise_quant",
         False,
-        _ON_OFF,
+        ON_OFF,
         "Calibrate few tensors at a time, over more runs of the model: less memory, the same statistics.",
         variant=True,
         modes=("static",),
@@ -112,7 +61,7 @@ def graph_recipes(model: PreparedModel, capability: Capability) -> Iterator[Reci
         yield Recipe(
             "scale_propagation_concat",
             False,
-            _ON_OFF,
+            ON_OFF,
             "The inputs of Concat take the scale of its output, so that it only copies.",
             modes=("static",),
         )
