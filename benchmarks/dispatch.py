@@ -1,16 +1,20 @@
 """What one trial costs the master: empty trials through the MPI transport, and what each layer above it adds.
 
 The trials do nothing, so all that remains is handing them out and taking the answers: pickling, MPI, the pipes to the
-children, the scheduler, the journal. *Overhead* of a trial is the processor time of the master from one answer to the
-next, polling included. How long it then waits for the disk (fsync) is shown apart: that is the disk's doing.
+children, the scheduler, the journal. With ``--sleep`` each trial sleeps so many seconds, give or take a half, so that
+many ranks can share few cores. *Overhead* of a trial is the processor time of the master from one answer to the
+next. Looks at the mail that found nothing are no trial's cost and shown apart, as a share of a core, and so is how
+long it waits for the disk (fsync): that is the disk's doing.
 
-    python benchmarks/dispatch.py [--trials 5000] [--np 4] [--ops 50] [--json dispatch.json]
+    python benchmarks/dispatch.py [--trials 5000] [--np 4] [--ops 50] [--sleep 0] [--json dispatch.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
 import statistics
 import sys
 import tempfile
@@ -27,6 +31,8 @@ from distune.trial.messages import Accuracy, Broadcast, Judge, Request, Result
 
 GOAL_MS = 1.0
 WARM_UP = 50
+LOOK_S = 0.0005
+SLEEP = "DISTUNE_BENCHMARK_SLEEP_S"
 RUNNER = f"{Path(__file__).resolve()}:EmptyRunner"
 
 
@@ -38,6 +44,7 @@ class Cost:
         layer: ``transport`` alone, with the ``scheduler``, or with the ``journal`` too.
         median_ms, p99_ms: Master overhead per trial.
         disk_ms: Mean wait per trial outside ``poll``: the disk, and on a busy machine other processes.
+        looking: Share of a core that looking for mail takes where there is none.
         trials_per_s: Through all workers together, waiting included.
     """
 
@@ -47,17 +54,22 @@ class Cost:
     median_ms: float
     p99_ms: float
     disk_ms: float
+    looking: float
     trials_per_s: float
 
 
 class EmptyRunner:
-    """Answers at once, as if the trial had met."""
+    """Answers at once, or after some sleep, as if the trial had met."""
 
     def __init__(self, job: TuningJob, host: str, rank: int) -> None:
         self._rank = rank
+        self._sleep_s = float(os.environ.get(SLEEP, "0"))
+        self._chance = random.Random(rank)
 
     def answer(self, request: Request) -> Result:
         """A made-up accuracy."""
+        if self._sleep_s:
+            time.sleep(self._sleep_s * self._chance.uniform(0.5, 1.5))
         return Result(
             request.id, request.attempt, self._rank, Accuracy(0.9, 0.9, 0.9, {"top1": 0.9}, 1000), request.run
         )
@@ -70,11 +82,12 @@ class EmptyRunner:
 
 
 class Metered(Transport):
-    """A transport that knows how long ``poll`` waited: its wall time without its processor time."""
+    """A transport that knows how long ``poll`` waited, and what that cost."""
 
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
         self.waited_s = 0.0
+        self.looked_s = 0.0
 
     @property
     def workers(self) -> Sequence[WorkerInfo]:
@@ -87,10 +100,16 @@ class Metered(Transport):
         self._inner.cancel(rank, request_id)
 
     def poll(self, timeout: float) -> Sequence[Event]:
-        wall, processor = time.perf_counter(), time.thread_time()
-        events = self._inner.poll(timeout)
-        self.waited_s += (time.perf_counter() - wall) - (time.thread_time() - processor)
-        return events
+        end = time.perf_counter() + timeout
+        while True:
+            wall, processor = time.perf_counter(), time.thread_time()
+            events = self._inner.poll(0.0)
+            if events or time.perf_counter() >= end:
+                return events
+            time.sleep(LOOK_S)
+            looked = time.thread_time() - processor
+            self.looked_s += looked
+            self.waited_s += time.perf_counter() - wall - looked
 
     def now(self) -> float:
         return self._inner.now()
@@ -158,7 +177,7 @@ def measure(layer: str, drive: Callable[[Transport], Iterator[int]], transport: 
     begin_wall, begin = time.perf_counter(), time.thread_time()
     mark = begin
     for count in drive(metered):
-        now = time.thread_time()
+        now = time.thread_time() - metered.looked_s
         overheads += [1e3 * (now - mark) / count] * count
         mark = now
     wall, processor = time.perf_counter() - begin_wall, time.thread_time() - begin
@@ -170,15 +189,20 @@ def measure(layer: str, drive: Callable[[Transport], Iterator[int]], transport: 
         round(statistics.median(ordered), 4),
         round(ordered[int(0.99 * (len(ordered) - 1))], 4),
         round(1e3 * max(0.0, wall - processor - metered.waited_s) / trials, 4),
+        round(metered.looked_s / wall, 4),
         round(trials / wall, 1),
     )
 
 
 def table(costs: Sequence[Cost]) -> str:
     """The figures for a reader."""
-    lines = [f"{'layer':<12}{'ranks':>6}{'trials':>8}{'median ms':>11}{'p99 ms':>9}{'disk ms':>9}{'trials/s':>10}"]
+    lines = [
+        f"{'layer':<12}{'ranks':>6}{'trials':>8}{'median ms':>11}{'p99 ms':>9}"
+        f"{'disk ms':>9}{'looking':>9}{'trials/s':>10}"
+    ]
     lines += [
-        f"{cost.layer:<12}{cost.ranks:>6}{cost.trials:>8}{cost.median_ms:>11.3f}{cost.p99_ms:>9.3f}{cost.disk_ms:>9.3f}{cost.trials_per_s:>10.0f}"
+        f"{cost.layer:<12}{cost.ranks:>6}{cost.trials:>8}{cost.median_ms:>11.3f}{cost.p99_ms:>9.3f}"
+        f"{cost.disk_ms:>9.3f}{cost.looking:>9.1%}{cost.trials_per_s:>10.0f}"
         for cost in costs
     ]
     worst = max(cost.median_ms for cost in costs)
@@ -220,7 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--np", type=int, default=4, help="ranks")
     parser.add_argument("--ops", type=int, default=50, help="ops in a tuning config: what a request weighs")
     parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--sleep", type=float, default=0.0, help="seconds that a trial sleeps")
     options = parser.parse_args(arguments)
+    os.environ[SLEEP] = str(options.sleep)
 
     from distune.distributed.launcher import exec_under_mpi
     from distune.distributed.topology import launched_by_mpi

@@ -45,6 +45,7 @@ class Durations:
         evaluate_s: Scoring a quantized model completely.
         latency_s: One latency measurement.
         probe_s: Running a quantized model on one batch.
+        spread: How long trials took, over their mean: each trial takes as long as one of these. Empty: all alike.
     """
 
     startup_s: float
@@ -54,6 +55,12 @@ class Durations:
     evaluate_s: float
     latency_s: float
     probe_s: float
+    spread: tuple[float, ...] = ()
+
+    def trial_s(self, config: TuningConfig) -> float:
+        """Seconds of making and scoring the model of ``config``."""
+        factor = self.spread[int(config.hash[:8], 16) % len(self.spread)] if self.spread else 1.0
+        return factor * (self.quantize_s + self.evaluate_s)
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class _Worker:
                 return m.Statistics(CalibrationStatistics().to_bytes(), round(samples), seconds), seconds
             case m.Judge():
                 size = 1000 - len(body.config.quantized_ops)
-                return self._scored(self._accuracy(body.config), size), took.quantize_s + took.evaluate_s
+                return self._scored(self._accuracy(body.config), size), took.trial_s(body.config)
             case m.MeasureLatency():
                 share = len(body.config.quantized_ops) / max(1, len(body.config.ops))
                 ratio = 1 - 0.5 * share

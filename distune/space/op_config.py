@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 Mode = Literal["static", "dynamic", "weight_only", "bf16", "fp16", "fp32"]
@@ -95,6 +95,11 @@ class OpConfig:
             out["weight"] = self.weight.to_json()
         return out
 
+    @cached_property
+    def canonical(self) -> str:
+        """``to_json`` as canonical JSON."""
+        return canonical_json(self.to_json())
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> OpConfig:
         """Inverse of ``to_json``.
@@ -137,8 +142,12 @@ class TuningConfig:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the config's canonical JSON, 16 hex digits: equal configs have equal hashes on every machine."""
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        # ``canonical_json(self.to_json())``, put together from what is known of each op config: a master hashes every
+        # config of every trial.
+        ops = ",".join([f"{_quoted(name)}:{config.canonical}" for name, config in sorted(self.ops, key=_name)])
+        rest = self.to_json_but_ops()
+        tail = f",{canonical_json(rest)[1:]}" if rest else "}"
+        return hashlib.sha256(f'{{"ops":{{{ops}}}{tail}'.encode()).hexdigest()[:16]
 
     @property
     def quantized_ops(self) -> tuple[str, ...]:
@@ -172,7 +181,11 @@ class TuningConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in ``tuning_config.yaml`` and the journal."""
-        out: dict[str, Any] = {"ops": {name: config.to_json() for name, config in self.ops}}
+        return {"ops": {name: config.to_json() for name, config in self.ops}, **self.to_json_but_ops()}
+
+    def to_json_but_ops(self) -> dict[str, Any]:
+        """The part of ``to_json`` that is about the whole model."""
+        out: dict[str, Any] = {}
         if self.recipes:
             out["recipes"] = dict(self.recipes)
         if self.sampling_size:
@@ -217,3 +230,17 @@ class TuningConfig:
             int(data.get("sampling_size", 0)),
             tuple(sorted(data.get("parameters", {}).items())),
         )
+
+
+def canonical_json(value: Any) -> str:
+    """JSON in which equal values have equal texts."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+@lru_cache(maxsize=4096)
+def _quoted(name: str) -> str:
+    return json.dumps(name)
+
+
+def _name(op: tuple[str, OpConfig]) -> str:
+    return op[0]
