@@ -1,0 +1,396 @@
+"""How tuning scales with the number of ranks: two real ones, up to 1,024 simulated ones, and 64 real ones that sleep.
+
+*Real*: the same run on one rank and on two, in turns, next to the machine's own two-process floor: what two processes
+that only infer get done, against one. *Simulated*: the real engine and strategies on the simulated transport, with the
+durations that the real run recorded (each trial takes as long as one of those recorded), on a model of 300 ops of
+which a quarter must fall back; against Amdahl's limit of each strategy, whose serial part is its run on so many ranks
+that none ever waits for another. *Master*: 64 ranks under ``mpirun`` whose trials sleep; what one trial costs rank 0.
+
+    DISTUNE_ASSETS=... python benchmarks/scaling.py [--part real] [--json benchmarks/results/scaling.json]
+
+The simulated part needs the recorded durations: those of the file named by ``--json``, where ``real`` is not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distune.engine.forecast import Durations, Forecast
+    from distune.trial.messages import Inspection
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("real", "simulated", "master")
+CONFIG = ROOT / "launch" / "examples" / "mobilenetv1.yaml"
+SETTINGS = (
+    "evaluation.accuracy.dataloader.dataset.Npz.limit=500",
+    "evaluation.accuracy.dataloader.batch_size=50",
+    "tuning.accuracy_criterion.relative=1e-9",
+    "tuning.exit_policy.max_trials=44",
+    "tuning.strategy.strategy_kwargs={op_type_wise_trials: 4}",
+    "tuning.refine_trials=0",
+    "tuning.ranking=full",
+)
+"""A run that goes through all stages: default, corrections, op types, 25 groups one by one, accumulated."""
+
+RANKING = "instance-wise fallback"
+STRATEGIES = ("basic", "mse", "mse_v2", "knapsack", "conservative", "random")
+COUNTS = tuple(2**power for power in range(11))
+UNBOUNDED = 8192
+OPS = 300
+GAIN = 1.1
+"""More ranks are worth it while twice as many are at least so much faster."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One simulated run.
+
+    Attributes:
+        seconds: From the end of start-up to the end of the run.
+        speedup: Against one rank.
+        amdahl: The most that the strategy's serial part allows on so many ranks.
+        busy: Share of the ranks' time that is work.
+        ranking_efficiency: Of the stage that ranks ops: its time on one rank, over ``ranks`` times its time here.
+    """
+
+    ranks: int
+    seconds: float
+    speedup: float
+    amdahl: float
+    busy: float
+    ranking_efficiency: float | None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One strategy.
+
+    Attributes:
+        serial_s: Time on ranks without number: what Amdahl's limit is made of.
+        saturates_at: Ranks of which twice as many bring less than 10%.
+        because: The stages that make up the time there, the longest first, with seconds.
+    """
+
+    strategy: str
+    trials: int
+    serial_s: float
+    saturates_at: int | None
+    because: tuple[tuple[str, float], ...]
+    points: tuple[Point, ...]
+
+
+def main() -> int:
+    """Run the parts, print the figures. Exit code 1 where a goal was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", action="append", choices=PARTS, help="one of them; all by default")
+    parser.add_argument("--rounds", type=int, default=3, help="real runs on each number of ranks")
+    parser.add_argument("--only", action="append", choices=STRATEGIES, help="strategies to simulate")
+    parser.add_argument("--json", type=Path, help="write the figures here, after each part; others there are kept")
+    given = parser.parse_args()
+    figures: dict[str, Any] = {"benchmark": "scaling"}
+    if given.json is not None and given.json.is_file():
+        figures = json.loads(given.json.read_text())
+    missed: list[str] = []
+    for part in given.part or PARTS:
+        if part == "real":
+            figures["host"] = _host()
+            figures[part], goals = real(given.rounds)
+        elif part == "simulated":
+            if "real" not in figures:
+                parser.error("no recorded durations: run the part 'real' first, or name a file that has it")
+            figures[part], goals = simulated(figures["real"]["recorded"], given.only or STRATEGIES)
+        else:
+            figures[part], goals = master()
+        missed += goals
+        if given.json is not None:
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    for goal in missed:
+        print(f"MISSED: {goal}")
+    return 1 if missed else 0
+
+
+# ------------------------------------------------------------------------------------------------------------- real
+
+
+def real(rounds: int) -> tuple[dict[str, Any], list[str]]:
+    """One rank and two in turns, and the floor of the machine before each turn."""
+    floors: list[float] = []
+    ratios: list[float] = []
+    ranking: list[float] = []
+    walls: dict[int, list[float]] = {1: [], 2: []}
+    recorded: dict[str, Any] = {}
+    for number in range(rounds):
+        floors.append(floor())
+        seconds: dict[int, float] = {}
+        ranked: dict[int, float] = {}
+        for ranks in (1, 2) if number % 2 == 0 else (2, 1):
+            result = _tuned(ranks)
+            timing = result["timing"]
+            seconds[ranks] = timing["total_s"] - timing["startup_s"]
+            ranked[ranks] = sum(s["seconds"] for s in result["stages"] if s["name"].startswith(RANKING))
+            walls[ranks].append(seconds[ranks])
+            if ranks == 1:
+                recorded = _recorded(result)
+        ratios.append(seconds[1] / seconds[2])
+        ranking.append(ranked[1] / ranked[2] if ranked[2] else float("nan"))
+        print(
+            f"round {number + 1}: floor {floors[-1]:.2f} x, run {seconds[1]:.1f} s on one rank, {seconds[2]:.1f} s on "
+            f"two: {ratios[-1]:.2f} x; ranking stage {ranking[-1]:.2f} x",
+            flush=True,
+        )
+    floors.append(floor())
+    # Each round against the mean of the floors before and after it: the machine's other load comes and goes.
+    near = [(before + after) / 2 for before, after in pairwise(floors)]
+    whole = statistics.median(ratio / limit for ratio, limit in zip(ratios, near, strict=True))
+    stage = statistics.median(ratio / limit for ratio, limit in zip(ranking, near, strict=True))
+    goal = 0.95
+    print(f"two ranks against one, over the floor: {whole:.2f} (ranking stage {stage:.2f}), goal {goal}")
+    figures = {
+        "config": CONFIG.name,
+        "settings": SETTINGS,
+        "floors": floors,
+        "seconds": walls,
+        "speedups": ratios,
+        "ranking_speedups": ranking,
+        "over_floor": whole,
+        "ranking_over_floor": stage,
+        "goal": goal,
+        "recorded": recorded,
+    }
+    return figures, [] if whole >= goal else [f"two ranks over the floor: {whole:.2f}, goal {goal}"]
+
+
+def _tuned(ranks: int) -> dict[str, Any]:
+    """The result of a run."""
+    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    with tempfile.TemporaryDirectory(prefix="distune-scaling-") as folder:
+        command = [sys.executable, "-m", "distune", "run", str(CONFIG), "--workspace", folder, "--quiet"]
+        done = subprocess.run([*command, "--np", str(ranks), *options], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode not in (0, 3, 4):
+            sys.exit(f"{' '.join(command)}\nended with code {done.returncode}:\n{done.stderr[-4000:]}")
+        found: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
+        return found
+
+
+def _recorded(result: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the pieces of work of a run on one rank."""
+    timing = result["timing"]
+    trials = [trial for trial in result["trials"] if trial["verdict"] in ("met", "not_met")]
+    ranked = [trial["end_s"] - trial["start_s"] for trial in trials if trial["stage"].startswith(RANKING)]
+    quantize_s = timing["quantize_s"] / len(trials)
+    measured = sum(trial["latency"] is not None for trial in trials)
+    return {
+        "startup_s": timing["startup_s"],
+        "baseline_s": timing["baseline_s"],
+        "calibration_s": timing["calibration_s"],
+        "sampling_size": trials[0]["sampling_size"],
+        "quantize_s": quantize_s,
+        "latency_s": timing["latency_s"] / max(1, measured),
+        "trials_s": ranked,
+    }
+
+
+_LOOP = """
+import sys, time
+import numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+feed = {session.get_inputs()[0].name: np.random.default_rng(0).standard_normal((50, 3, 32, 32), np.float32)}
+session.run(None, feed)
+print("ready", flush=True)
+sys.stdin.readline()
+end, done = time.perf_counter() + float(sys.argv[2]), 0
+while time.perf_counter() < end:
+    session.run(None, feed)
+    done += 1
+print(done, flush=True)
+"""
+
+
+def floor(seconds: float = 4.0) -> float:
+    """How much more two processes that infer get done at once than one."""
+    model = Path(os.environ["DISTUNE_ASSETS"]) / "models" / "mobilenetv1_cifar10.onnx"
+    one = [_loops(model, 1, seconds)]
+    two = _loops(model, 2, seconds)
+    one.append(_loops(model, 1, seconds))
+    return two / statistics.mean(one)
+
+
+def _loops(model: Path, count: int, seconds: float) -> int:
+    """Batches that ``count`` processes infer together."""
+    command = [sys.executable, "-c", _LOOP, str(model), str(seconds)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(count)]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    done = 0
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        done += int(process.communicate()[0])
+    return done
+
+
+# -------------------------------------------------------------------------------------------------------- simulated
+
+
+def simulated(recorded: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Every strategy on every number of ranks."""
+    durations = _durations(recorded)
+    found = [scaling(name, durations) for name in names]
+    for one in found:
+        print(f"\n{one.strategy}: {one.trials} trials, at least {one.serial_s:.1f} s however many ranks")
+        print(
+            f"{'ranks':>6}{'seconds':>10}{'speed-up':>10}{'limit':>8}{'of limit':>10}{'busy':>7}{'ranking stage':>15}"
+        )
+        for p in one.points:
+            ranking = "" if p.ranking_efficiency is None else f"{p.ranking_efficiency:.2f}"
+            print(
+                f"{p.ranks:>6}{p.seconds:>10.1f}{p.speedup:>10.1f}{p.amdahl:>8.1f}{p.speedup / p.amdahl:>10.2f}"
+                f"{p.busy:>7.2f}{ranking:>15}"
+            )
+        print(f"saturates at {one.saturates_at} ranks: " + ", ".join(f"{n} {s:.1f} s" for n, s in one.because))
+    goal = 0.9
+    basic = next((one for one in found if one.strategy == "basic"), None)
+    at_64 = None if basic is None else next(p.ranking_efficiency for p in basic.points if p.ranks == 64)
+    figures = {"ops": OPS, "strategies": [asdict(one) for one in found], "ranking_at_64": at_64, "goal": goal}
+    if at_64 is not None:
+        print(f"\nranking stage of basic at 64 ranks, {OPS} ops: {at_64:.3f}, goal {goal}")
+    return figures, [f"ranking stage at 64 ranks: {at_64:.3f}"] if at_64 is not None and at_64 < goal else []
+
+
+def _durations(recorded: dict[str, Any]) -> Durations:
+    from distune.engine.forecast import Durations
+
+    trials: list[float] = recorded["trials_s"]
+    mean = statistics.mean(trials)
+    return Durations(
+        startup_s=recorded["startup_s"],
+        baseline_s=recorded["baseline_s"],
+        calibrate_s=recorded["calibration_s"] / recorded["sampling_size"],
+        quantize_s=recorded["quantize_s"],
+        evaluate_s=mean - recorded["quantize_s"],
+        latency_s=recorded["latency_s"],
+        probe_s=(mean - recorded["quantize_s"]) / 10,  # one batch of ten
+        spread=tuple(seconds / mean for seconds in trials),
+    )
+
+
+def scaling(strategy: str, durations: Durations) -> Scaling:
+    """One strategy on every number of ranks."""
+    runs = {ranks: _simulate(strategy, durations, ranks) for ranks in (*COUNTS, UNBOUNDED)}
+    seconds = {ranks: run.seconds - durations.startup_s for ranks, run in runs.items()}
+    one, serial = seconds[1], seconds[UNBOUNDED]
+    ranked = {ranks: _ranking_seconds(run) for ranks, run in runs.items()}
+    points = [
+        Point(
+            ranks,
+            seconds[ranks],
+            one / seconds[ranks],
+            one / (serial + (one - serial) / ranks),
+            runs[ranks].busy,
+            ranked[1] / (ranks * ranked[ranks]) if ranked[ranks] else None,
+        )
+        for ranks in COUNTS
+    ]
+    pairs = pairwise(COUNTS)
+    saturated = next((ranks for ranks, twice in pairs if seconds[ranks] < GAIN * seconds[twice]), None)
+    last = runs[saturated or COUNTS[-1]]
+    stages: dict[str, float] = {}
+    for stage in last.stages:
+        name = stage.name.partition(",")[0].rstrip("0123456789 ")
+        stages[name] = stages.get(name, 0.0) + stage.seconds
+    rest = last.seconds - durations.startup_s - sum(stages.values())
+    parts = {**stages, "baseline, calibration, latency, export": rest}
+    because = sorted(parts.items(), key=lambda item: -item[1])[:4]
+    return Scaling(strategy, runs[1].trials, serial, saturated, tuple(because), tuple(points))
+
+
+def _simulate(strategy: str, durations: Durations, ranks: int) -> Forecast:
+    from distune.config import job as j
+    from distune.engine.forecast import forecast
+
+    job = j.TuningJob(
+        j.ModelSpec("onnxruntime", "synthetic.onnx"),
+        calibration=j.CalibrationSpec(None, (200,)),
+        criterion=j.CriterionSpec("relative", 0.01),
+        evaluation=j.EvaluationSpec(eval_func="synthetic:score"),
+        exit_policy=j.ExitPolicy(0.0, 3 * OPS, False),
+        strategy=j.StrategySpec(strategy),
+        quant_level=0 if strategy == "conservative" else 1,
+    )
+    return forecast(job, _synthetic(OPS), durations, "hard", ranks)
+
+
+def _synthetic(ops: int) -> Inspection:
+    """A model of convolutions, each of which falls back by itself."""
+    from distune.space.capability import Capability, ModeOptions, OpInfo, TensorOptions
+    from distune.space.op_config import FP32
+    from distune.trial.messages import Inspection
+
+    activation = TensorOptions(("uint8", "int8"), ("asym", "sym"), algorithms=("minmax", "percentile"))
+    weight = TensorOptions(("int8",), granularities=("per_channel", "per_tensor"))
+    options = (*ModeOptions("static", activation, weight).expand(), FP32)
+    infos = [OpInfo(f"conv{index}", "Conv", options, f"conv{index}", has_weight=True) for index in range(ops)]
+    return Inspection(Capability(tuple(infos)), 1000, {}, {}, digest="synthetic")
+
+
+def _ranking_seconds(run: Forecast) -> float:
+    return sum(stage.seconds for stage in run.stages if stage.name.startswith((RANKING, "impact of", "output error")))
+
+
+# ----------------------------------------------------------------------------------------------------------- master
+
+
+def master() -> tuple[dict[str, Any], list[str]]:
+    """The benchmark of dispatching, on 64 ranks whose trials sleep."""
+    with tempfile.TemporaryDirectory(prefix="distune-scaling-") as folder:
+        path = Path(folder) / "dispatch.json"
+        script = Path(__file__).resolve().parent / "dispatch.py"
+        options = ["--np", "64", "--trials", "500", "--sleep", "2.0", "--json", str(path)]
+        done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True)
+        if not path.is_file():
+            sys.exit(f"{script.name} ended with code {done.returncode}:\n{done.stdout}\n{done.stderr[-4000:]}")
+        print(done.stdout)
+        figures: dict[str, Any] = json.loads(path.read_text())
+    goal = 0.3
+    worst = max(layer["median_ms"] for layer in figures["layers"])
+    figures["goal_ms"] = goal
+    print(f"master's cost of a trial, 64 ranks: {worst:.3f} ms, goal {goal} ms")
+    return figures, [f"master's cost of a trial: {worst:.3f} ms"] if worst > goal else []
+
+
+def _host() -> dict[str, Any]:
+    from distune.distributed.topology import worker_info
+
+    info = worker_info(0)
+    return {
+        "cpu": info.cpu,
+        "isa": list(info.isa),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "python": sys.version.split()[0],
+        "when": time.strftime("%F"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
