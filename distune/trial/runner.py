@@ -326,7 +326,8 @@ class Runner:
             return m.Failure("user_error", f"{where}: {head}", rest, name, usage=True)
         if isinstance(error, UsageError):
             return m.Failure("error", f"{where}: {text}", "", name, usage=True)
-        detail = "".join(traceback.format_exception(error)).rstrip()
+        # What we say ourselves says it all; lines of ours and of frameworks below would only bury it.
+        detail = "" if isinstance(error, TrialError) else "".join(traceback.format_exception(error)).rstrip()
         if isinstance(error, SystemExit):
             return m.Failure("user_error", f"{where}: the user's code ended the process (sys.exit)", detail, name, True)
         # Frameworks pass on C++'s own exception under classes of theirs.

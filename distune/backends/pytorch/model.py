@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distune.backends.pytorch.saved import first_lines, read_program
 from distune.config.imports import import_object, split_reference
 from distune.config.job import ModelSpec
 from distune.data.batch import Inputs, to_arrays
 from distune.data.user_code import user_code
 from distune.errors import MissingExtraError, ModelError
 
-_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _SMALLEST_BATCH = 2
 """torch.export takes a batch of one for a constant."""
 
@@ -59,7 +57,7 @@ def load_module(spec: ModelSpec, examples: Sequence[Inputs] = ()) -> LoadedModul
         UserCodeError: The builder raises.
     """
     if spec.live is None and spec.path.endswith(".pt2"):
-        return _saved_program(Path(spec.path), spec)
+        return LoadedModule(*read_program(Path(spec.path), trust_pickle=spec.trust_pickle))
     module = spec.live if spec.live is not None else _built(spec)
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{_where(spec)} is a {type(module).__name__}; expected a torch.nn.Module")
@@ -133,12 +131,12 @@ def read_weights(path: Path, trust_pickle: bool = False) -> Mapping[str, torch.T
     except pickle.UnpicklingError as error:
         reason = str(error).split("Please file an issue")[0].strip()
         raise ModelError(
-            f"weights {path} need pickle, which runs whatever code the file holds ({_first_lines(reason)}); save them "
+            f"weights {path} need pickle, which runs whatever code the file holds ({first_lines(reason)}); save them "
             "with torch.save(model.state_dict(), ...) or, if you trust where the file came from, set "
             "model.trust_pickle: true"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"weights {path} cannot be read: {_first_lines(str(error))}") from error
+        raise ModelError(f"weights {path} cannot be read: {first_lines(str(error))}") from error
     if isinstance(state, torch.nn.Module):
         state = state.state_dict()
     for key in ("state_dict", "model_state_dict", "model"):
@@ -167,51 +165,6 @@ def _put_in(module: torch.nn.Module, state: Mapping[str, torch.Tensor], spec: Mo
         module.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
         raise ModelError(f"weights {spec.weights} do not fit the model that {spec.path!r} builds: {error}") from error
-
-
-def _saved_program(path: Path, spec: ModelSpec) -> LoadedModule:
-    if not path.is_file():
-        raise ModelError(f"model file {path} does not exist")
-    try:
-        with _no_pickle(spec.trust_pickle):
-            program = torch.export.load(path)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"model {path} holds pickled objects, which are not read: {_first_lines(str(error))}"
-        ) from error
-    except Exception as error:  # of the archive reader, which has many
-        raise ModelError(
-            f"model {path} cannot be read as a saved torch.export program: {_first_lines(str(error))}"
-        ) from error
-    if program.example_inputs is None:
-        raise ModelError(f"model {path} holds no example inputs; save it again with torch.export.save")
-    arguments, keywords = program.example_inputs
-    if keywords or not all(isinstance(value, torch.Tensor) or value is None for value in arguments):
-        raise ModelError(f"model {path} takes other arguments than tensors in order; export it with tensors alone")
-    module = program.module(check_guards=False)
-    names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
-    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-    dynamic = {
-        name: tuple(axis for axis, size in enumerate(value.shape) if not isinstance(size, int))
-        for name, value in zip(names, values, strict=True)
-        if isinstance(value, torch.Tensor)
-    }
-    return LoadedModule(module, tuple(arguments), tuple(dynamic), dynamic, program)
-
-
-@contextmanager
-def _no_pickle(trusted: bool) -> Iterator[None]:
-    """torch.export.load reads some entries of an archive by pickle unless torch is told otherwise by a variable."""
-    before = os.environ.get(_WEIGHTS_ONLY)
-    if not trusted:
-        os.environ[_WEIGHTS_ONLY] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(_WEIGHTS_ONLY, None)
-        else:
-            os.environ[_WEIGHTS_ONLY] = before
 
 
 # ------------------------------------------------------------------------------------------------------ example inputs
@@ -294,9 +247,3 @@ def _dynamic_axes(names: Sequence[str], batches: Sequence[Mapping[str, Any]]) ->
             if axis == 0 or whole or len({shape[axis] for shape in shapes if len(shape) > axis}) > 1
         )
     return out
-
-
-def _first_lines(text: str, limit: int = 300) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    joined = " ".join(lines)
-    return joined if len(joined) <= limit else f"{joined[:limit]}…"

@@ -23,6 +23,7 @@ from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
 from distune.backends.base import InputInfo
 from distune.backends.pytorch.model import LoadedModule
+from distune.backends.pytorch.refusal import refusal
 from distune.errors import ModelError
 
 aten = torch.ops.aten
@@ -309,7 +310,7 @@ def _export(loaded: LoadedModule) -> torch.export.ExportedProgram:
         with torch.no_grad(), quiet():
             return torch.export.export(loaded.module, loaded.example_inputs, dynamic_shapes=tuple(shapes))
     except Exception as error:  # torch has dozens of classes for what it cannot trace
-        raise ModelError(_refusal(loaded.module, error)) from error
+        raise ModelError(refusal(loaded, error)) from error
 
 
 @contextmanager
@@ -326,31 +327,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _refusal(module: torch.nn.Module, error: Exception) -> str:
-    reason = str(error).strip() or type(error).__name__
-    lines = [line.rstrip() for line in reason.splitlines() if line.strip()][:8]
-    where = _failing_module(module, error)
-    at = f", in module {where[0]!r} ({where[1]})" if where else ""
-    return (
-        f"torch.export cannot read {type(module).__name__}{at}: {type(error).__name__}: " + "\n  ".join(lines) + "\n"
-        "Rewrite what it stumbled over (torch.where or torch.cond instead of an if on values), or give the part of the "
-        "model without it as the model"
-    )
-
-
-def _failing_module(module: torch.nn.Module, error: BaseException) -> tuple[str, str] | None:
-    """Path and class of the innermost module whose ``forward`` is on the traceback."""
-    paths = {id(child): name for name, child in module.named_modules()}
-    found = None
-    trace = error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        if trace.tb_frame.f_code.co_name == "forward" and id(owner) in paths:
-            found = (paths[id(owner)] or "the model itself", type(owner).__name__)
-        trace = trace.tb_next
-    return found
 
 
 def _input_info(name: str, loaded: LoadedModule) -> InputInfo:
