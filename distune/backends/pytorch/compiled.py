@@ -22,7 +22,7 @@ import torch
 import torch._dynamo as dynamo
 from torch._inductor import config as inductor
 from torch._inductor.cpp_builder import get_cpp_compiler
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from distune.backends.pytorch.runnable import intra_op_threads
 from distune.errors import TrialError, UsageError
@@ -58,7 +58,7 @@ class Compiled:
 
     def __init__(self, module: GraphModule, threads: int) -> None:
         self._threads = threads
-        self._function = torch.compile(module)
+        self._function = torch.compile(module, dynamic=False if _has_one_channel_kernel(module) else None)
         self._seen: set[tuple[Any, ...]] = set()
         self.seconds = 0.0
 
@@ -152,6 +152,34 @@ class CompiledHandle:
     def seconds(self) -> float:
         """Spent on compiling so far."""
         return self.models.seconds(self.at)
+
+
+def _has_one_channel_kernel(module: GraphModule) -> bool:
+    """Whether a convolution of a single input channel runs on integers.
+
+    Where the batch is dynamic, Inductor (torch 2.13, ``mkldnn_ir``) expects such a convolution to give a contiguous
+    tensor, which its floating-point kernel does; oneDNN's integer kernel gives channels_last. For fixed shapes both
+    give channels_last, so those models are compiled for each shape by itself.
+    """
+    for node in module.graph.nodes:
+        if node.target not in _CONVOLUTIONS or not isinstance(node.args[0], Node):
+            continue
+        source = node.args[0]
+        integer = "dequantize" in str(source.target)
+        while "quantize" in str(source.target) and source.all_input_nodes:
+            source = source.all_input_nodes[0]
+        value = source.meta.get("val")
+        if integer and isinstance(value, torch.Tensor) and value.shape[1] == 1:
+            return True
+    return False
+
+
+_CONVOLUTIONS = (
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv1d.padding,
+    torch.ops.aten.conv2d.padding,
+)
 
 
 @contextmanager
