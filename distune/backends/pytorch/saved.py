@@ -47,8 +47,8 @@ def read_program(path: Path, trust_pickle: bool = False) -> Program:
             if unknown is not None:
                 raise ModelError(
                     f"model {path} calls the custom op torch.ops.{unknown.group(1)}, which nothing has registered: a "
-                    ".pt2 file does not bring its ops along. Give the module instead: model.path: file.py:builder, in a "
-                    "file that imports what registers them"
+                    ".pt2 file does not bring its ops along. Give the module instead: model.path: file.py:builder, in "
+                    "a file that imports what registers them"
                 ) from error
             raise ModelError(
                 f"model {path} cannot be read as a saved torch.export program: {first_lines(str(error))}"
