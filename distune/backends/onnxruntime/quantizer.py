@@ -1,26 +1,31 @@
 """ONNX Runtime's ``QDQQuantizer``, made fit for writing thousands of variants of one model.
 
-What it writes is unchanged; only what would be computed again for every variant is remembered: scales, zero points and
-integers of weights that were quantized the same way before (it loops over channels in Python), and who reads a tensor.
+What it writes is unchanged, bit for bit; only what would be computed again for every variant is remembered: scales,
+zero points and integers of weights and biases that were quantized the same way before (it loops over channels in
+Python), and where in the graph something is (``indexed_model``). So a variant costs what it differs in from those
+before it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
-from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.qdq_quantizer import (
+    QDQBiasQuantInfo,
     QDQQuantizer,
+    QDQScaleZpInitializers,
     QDQTensorQuantInfo,
     QDQTensorQuantizedValue,
+    QDQTensorQuantParams,
     QuantizationParams,
 )
 from onnxruntime.quantization.quant_utils import (
@@ -31,67 +36,34 @@ from onnxruntime.quantization.quant_utils import (
     quantize_onnx_initializer,
 )
 
+from distune.backends.onnxruntime.indexed_model import IndexedModel
 from distune.backends.onnxruntime.shared import complete_tensor
 
 
 @dataclass
 class WeightCache:
-    """Quantized weights of one model, shared by all variants that are written of it.
+    """What the variants of one model share: quantized weights and biases, and how they were arrived at.
 
     Attributes:
         parameters: Scale, zero point and type by tensor name and how it is quantized.
         tensors: Integers by tensor name, zero points and scales.
+        widened: Whether scales of a weight are too small for its bias, and those that are not; by weight, bias, and
+            scales of input and weight.
+        biases: Integers, scale and zero point of a bias, and what else is known of it; by its name, and scales of input
+            and weight.
+        scales: Scale and zero point as constants, by tensor name and their values.
     """
 
     parameters: dict[tuple[str, str], QuantizationParams] = field(default_factory=dict)
     tensors: dict[tuple[str, bytes, bytes], onnx.TensorProto] = field(default_factory=dict)
+    widened: dict[tuple[Any, ...], tuple[bool, NDArray[Any] | None]] = field(default_factory=dict)
+    biases: dict[tuple[Any, ...], tuple[tuple[onnx.TensorProto, ...], tuple[Any, ...]]] = field(default_factory=dict)
+    scales: dict[tuple[Any, ...], QDQScaleZpInitializers] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Forget everything."""
-        self.parameters.clear()
-        self.tensors.clear()
-
-
-class _IndexedModel(ONNXModel):  # type: ignore[misc]
-    """Replaces the input of all nodes without looking at all nodes, which is quadratic in the size of the model."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        super().__init__(model)
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            self._index(node)
-        self._shown: onnx.TensorProto | None = None
-
-    @contextmanager
-    def showing(self, constant: onnx.TensorProto) -> Iterator[None]:
-        """Have ``constant`` as the only one, for code that looks for it in all of them."""
-        self._shown = constant
-        try:
-            yield
-        finally:
-            self._shown = None
-
-    def initializer(self) -> Sequence[onnx.TensorProto]:
-        constants: Sequence[onnx.TensorProto] = self.model.graph.initializer
-        return constants if self._shown is None else [self._shown]
-
-    def add_node(self, node: onnx.NodeProto) -> None:
-        super().add_node(node)
-        self._index(self.model.graph.node[-1])
-
-    def replace_input_of_all_nodes(self, old_input_name: str, new_input_name: str) -> None:
-        readers = self._readers.pop(old_input_name, [])
-        for node in readers:
-            self.replace_node_input(node, old_input_name, new_input_name)
-        self._readers.setdefault(new_input_name, []).extend(readers)
-
-    def replace_input_of_nodes(self, old_input_name: str, new_input_name: str, node_names_set: set[str]) -> None:
-        super().replace_input_of_nodes(old_input_name, new_input_name, node_names_set)
-        self._readers.setdefault(new_input_name, []).extend(self._readers.get(old_input_name, []))
-
-    def _index(self, node: onnx.NodeProto) -> None:
-        for name in node.input:
-            self._readers.setdefault(name, []).append(node)
+        for kept in (self.parameters, self.tensors, self.widened, self.biases, self.scales):
+            kept.clear()
 
 
 class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
@@ -110,8 +82,9 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         float_outputs: Outputs of quantized ops that stay in floating point.
     """
 
-    model: ONNXModel
+    model: IndexedModel
     tensors_to_quantize: dict[str, QDQTensorQuantInfo]
+    bias_to_quantize: dict[str, QDQBiasQuantInfo]
 
     def __init__(
         self,
@@ -137,7 +110,6 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
             op_types_to_quantize=op_types,
             extra_options={"TensorQuantOverrides": overrides, **(extra_options or {})},
         )
-        self.model = _IndexedModel(self.model.model)
         self._keep_activation_before = keep_activation_before
         self._cache = cache
         self._float_outputs = float_outputs
@@ -175,6 +147,122 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         self.tensors_to_quantize = wanted
         self._cache.parameters.update({keys[name]: _copied(parameters) for name, parameters in computed.items()})
         return {name: _copied(self._cache.parameters[key]) for name, key in keys.items()}
+
+    def calc_graph_quant_params(self) -> dict[str, QDQTensorQuantParams]:
+        self.model = IndexedModel(self.model.model)  # the first to ask it for anything: the constructor calls this
+        found: dict[str, QDQTensorQuantParams] = super().calc_graph_quant_params()
+        return found
+
+    # ------------------------------------------------------------------- one constant is asked for: show no others
+
+    def _is_tensor_quantizable(self, tensor_name: str) -> bool:
+        with self.model.showing(tensor_name):
+            return bool(super()._is_tensor_quantizable(tensor_name))
+
+    def _get_tensor_type(self, tensor_name: str) -> int | None:
+        with self.model.showing(tensor_name):
+            found: int | None = super()._get_tensor_type(tensor_name)
+        return found
+
+    def is_input_a_initializer(self, input_name: str) -> bool:
+        with self.model.showing(input_name):
+            return bool(super().is_input_a_initializer(input_name))
+
+    def is_valid_quantize_weight(self, weight_name: str) -> bool:
+        with self.model.showing(weight_name):
+            return bool(super().is_valid_quantize_weight(weight_name))
+
+    def quantize_weight_tensor_per_channel(self, tensor_name: str, axis: int) -> None:
+        with self.model.showing(tensor_name):
+            super().quantize_weight_tensor_per_channel(tensor_name, axis)
+
+    def quantize_bias_tensor(
+        self, node_name: str, bias_name: str, input_name: str, weight_name: str, beta: float = 1.0
+    ) -> None:
+        with self.model.showing(bias_name):
+            super().quantize_bias_tensor(node_name, bias_name, input_name, weight_name, beta)
+
+    def _get_tensor_quantization_scale(self, tensor_name: str, consumer_node_name: str) -> NDArray[Any] | None:
+        value = self.quantized_value_map.get(tensor_name)
+        scale: NDArray[Any] | None
+        if value is None:
+            scale = super()._get_tensor_quantization_scale(tensor_name, consumer_node_name)
+        else:
+            with self.model.showing(value.get_for_consumer(consumer_node_name).scale_name):
+                scale = super()._get_tensor_quantization_scale(tensor_name, consumer_node_name)
+        return scale
+
+    def _quantize_normal_tensors(self) -> None:
+        left: dict[str, QDQTensorQuantInfo] = {}
+        for name, info in self.tensors_to_quantize.items():
+            self.tensors_to_quantize = {name: info}
+            with self.model.showing(name):
+                super()._quantize_normal_tensors()
+            left.update(self.tensors_to_quantize)
+        self.tensors_to_quantize = left
+
+    def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
+        for name in self._biases_one_by_one():
+            with self.model.showing(name):
+                super()._adjust_weight_quant_params_for_bias_tensors()
+
+    def _quantize_bias_tensors(self) -> None:
+        for name in self._biases_one_by_one():
+            with self.model.showing(name):
+                super()._quantize_bias_tensors()
+
+    def _biases_one_by_one(self) -> Iterator[str]:
+        biases = self.bias_to_quantize
+        for name, info in biases.items():
+            self.bias_to_quantize = {name: info}
+            yield name
+        self.bias_to_quantize = biases
+
+    # --------------------------------------------------------------------------------- computed before: remembered
+
+    def _adjust_weight_scale_for_int32_bias(
+        self,
+        input_scale: NDArray[Any],
+        weight_scale: NDArray[Any],
+        weight_name: str,
+        bias_tp: onnx.TensorProto,
+        is_per_channel: bool,
+    ) -> tuple[bool, NDArray[Any] | None]:
+        key = (weight_name, bias_tp.name, _exactly(input_scale), _exactly(weight_scale), is_per_channel)
+        if key not in self._cache.widened:
+            updated, scale = super()._adjust_weight_scale_for_int32_bias(
+                input_scale, np.copy(weight_scale), weight_name, bias_tp, is_per_channel
+            )
+            self._cache.widened[key] = updated, scale
+        updated, scale = self._cache.widened[key]
+        return updated, None if scale is None else np.copy(scale)
+
+    def quantize_bias_static_impl(
+        self, bias_name: str, input_scale: NDArray[Any], weight_scale: NDArray[Any], beta: float = 1.0
+    ) -> tuple[Any, ...]:
+        key = (bias_name, _exactly(input_scale), _exactly(weight_scale), beta)
+        if key in self._cache.biases:
+            constants, found = self._cache.biases[key]
+            self.model.initializer_extend(constants)
+            return found
+        said, before = len(self.warnings), len(self.model.model.graph.initializer)
+        found = tuple(super().quantize_bias_static_impl(bias_name, input_scale, weight_scale, beta))
+        if len(self.warnings) == said:  # what there is to be said of it has to be said each time
+            added = self.model.model.graph.initializer[before:]
+            self._cache.biases[key] = tuple(map(_copied_tensor, added)), found
+        return found
+
+    def _make_scale_zp_initializers(
+        self, param_name: str, quant_params: QuantizationParams, init_name_suffix: str = ""
+    ) -> QDQScaleZpInitializers:
+        scale, zero_point, kind = quant_params["scale"], quant_params["zero_point"], quant_params["quant_type"]
+        key = (param_name, init_name_suffix, _exactly(scale), _exactly(zero_point), kind, quant_params.get("axis"))
+        if key not in self._cache.scales:
+            self._cache.scales[key] = super()._make_scale_zp_initializers(param_name, quant_params, init_name_suffix)
+        made = self._cache.scales[key]
+        self.model.add_initializer(made.zero_point)
+        self.model.add_initializer(made.scale)
+        return made
 
     def _add_qdq_nodes_for_initializer(self, weight_proto: onnx.TensorProto) -> None:
         name = weight_proto.name
@@ -227,6 +315,17 @@ def _root_warnings(kept: list[str]) -> Iterator[None]:
         yield
     finally:
         root.removeFilter(keep)
+
+
+def _exactly(values: NDArray[Any]) -> tuple[str, tuple[int, ...], bytes]:
+    array = np.asarray(values)
+    return array.dtype.str, array.shape, array.tobytes()
+
+
+def _copied_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    return copy
 
 
 def _copied(parameters: QuantizationParams) -> QuantizationParams:
