@@ -96,6 +96,7 @@ class Dispatcher:
         on_event: Told of every event after it was handled, e.g. to warn of a lost worker.
         can_hold: Workers can be made to hold still in mid-work, because trials run in children of theirs.
         on_quarantine: Told of every config that is quarantined.
+        on_sent: Called when work went out to workers.
     """
 
     def __init__(
@@ -105,10 +106,12 @@ class Dispatcher:
         on_event: Callable[[Event], None] = lambda event: None,
         can_hold: bool = False,
         on_quarantine: Callable[[Quarantined], None] = lambda entry: None,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> None:
         self._transport = transport
         self._scheduler = Scheduler(transport.workers, run, can_hold)
         self._on_event = on_event
+        self._on_sent = on_sent
         self._journal: Journal | None = None
         self._known: dict[str, Outcome] = {}
         self._keys: dict[int, str] = {}
@@ -333,10 +336,12 @@ class Dispatcher:
         self._outcomes.update(outcomes)
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:
+        sent = False
         for instruction in instructions:
             match instruction:
                 case Send():
                     self._transport.send(instruction.rank, instruction.request)
+                    sent = True
                 case Suspend():
                     self._transport.hold(instruction.rank)
                 case Resume():
@@ -345,3 +350,5 @@ class Dispatcher:
                     self._transport.cancel(instruction.rank, instruction.id)
                 case _:
                     pass  # Hold and Release are for those who watch, Done is settled by pump()
+        if sent:
+            self._on_sent()

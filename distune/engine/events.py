@@ -11,7 +11,7 @@ from distune.distributed.transport import WorkerInfo
 from distune.engine.outcome import RunOutcome
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.stage import Trial
-from distune.trial.messages import Latency
+from distune.trial.messages import Latency, RequestBody
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,16 @@ class StageEnded:
 
 @dataclass(frozen=True)
 class WorkersBusy:
-    """How many workers are at work; told whenever something arrived.
+    """Who is at work; told whenever work went out or came back.
 
     Attributes:
-        done: Trials whose result is there, decided or not.
+        doing: What each busy worker does, by rank.
+        ranks: Of the workers that are alive.
+        done: Results that are there, decided or not.
     """
 
-    busy: int
-    workers: int
+    doing: Mapping[int, RequestBody]
+    ranks: tuple[int, ...]
     done: int
 
 

@@ -61,6 +61,7 @@ class Tuner:
     ) -> None:
         self._job = job
         self._workspace = workspace
+        self._followed = listener is not None
         self._listener = listener or events.Listener()
         self._dispatcher = Dispatcher(
             transport,
@@ -68,6 +69,7 @@ class Tuner:
             on_event=self._on_event,
             can_hold=job.isolation == "process",
             on_quarantine=self._on_quarantine,
+            on_sent=self._tell_busy,
         )
         self._dispatcher.deadline_s = job.limits.deadline_s
         self._started_workers: tuple[WorkerInfo, ...] = tuple(transport.workers)
@@ -455,8 +457,13 @@ class Tuner:
             host = next((worker.host for worker in self._started_workers if worker.rank == event.rank), "")
             self._warn(f"worker lost: {event.reason}; its work is handed out again", event.rank, host)
         else:
-            busy, workers = len(self._dispatcher.active), len(self._dispatcher.workers)
-            self._tell(events.WorkersBusy(busy, workers, self._dispatcher.results))
+            self._tell_busy()
+
+    def _tell_busy(self) -> None:
+        if self._followed:
+            doing = {rank: task.body for rank, task in self._dispatcher.active.items()}
+            ranks = tuple(worker.rank for worker in self._dispatcher.workers)
+            self._tell(events.WorkersBusy(doing, ranks, self._dispatcher.results))
 
     def _on_quarantine(self, entry: Quarantined) -> None:
         text = entry.sentence + (f"\n{entry.failure.detail}" if entry.failure.detail else "")

@@ -9,6 +9,7 @@ from distune import __version__
 from distune.config.job import ObjectiveSpec
 from distune.distributed.transport import WorkerInfo
 from distune.engine.outcome import RunOutcome
+from distune.report import words
 from distune.report.result import (
     SCHEMA_VERSION,
     Baseline,
@@ -244,7 +245,7 @@ def _reason(op: OpInfo, outcome: RunOutcome, best: Trial) -> str:
     mode = best.config.by_name[op.name].mode
     if not _quantizable([op]):
         return f"your constraints allow no quantized option ({mode})"
-    with_group = "" if op.group == op.name else f" together with its group {op.group}"
+    with_group = "" if op.group == op.name else f"{words.WITH_GROUP}{op.group}"
     if op.group in outcome.op_impact:
         gain = outcome.op_impact[op.group]
         effect = f"improves accuracy by {gain:.4g}" if gain > 0 else f"changes accuracy by {-abs(gain):.4g}"

@@ -1,6 +1,7 @@
 """The run on the console: progress while it goes on, one table at the end, everything on standard error.
 
-On a terminal two lines at the bottom move, and what stays are a line a stage and the warnings. Elsewhere (a log file,
+On a terminal a few lines at the bottom move (stage, best so far, what each rank does, what happened last), and what
+stays are a line a stage and the warnings. Elsewhere (a log file,
 ``mpirun``'s pipe) there is one plain line a decision. Nothing is drawn by a thread or a timer: the machine measures
 latencies meanwhile.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -21,14 +23,16 @@ from rich.text import Text
 
 from distune.engine import events
 from distune.report import words
-from distune.report.result import Best, RunResult
+from distune.report.changes import Changes
+from distune.report.final import final_parts
+from distune.report.result import RunResult
 from distune.strategies.stage import Trial
 
 _PLAIN_WIDTH = 120
 """Columns of the final table where there is no terminal."""
 
-_REASONS_SHOWN = 8
-"""Ops kept in floating point that the table names; the others are counted."""
+_LATELY = 3
+"""Last events that a terminal shows."""
 
 _STYLES = {"met": "green", "not_met": "yellow", "failed": "red", "not_judged": "cyan"}
 
@@ -68,9 +72,13 @@ class ConsoleListener(events.Listener):
         self._total: int | None = None
         self._target: float | None = None
         self._best: Trial | None = None
-        self._last = Text()
+        self._now = ""
+        self._lately: deque[Text] = deque(maxlen=_LATELY)
+        self._activity = ""
         self._busy = self._ranks = 0
+        self._left: int | None = None
         self._durations: list[float] = []
+        self._changes = Changes()
 
     def __enter__(self) -> ConsoleListener:
         return self
@@ -91,8 +99,7 @@ class ConsoleListener(events.Listener):
             self._say(f"warning{f' ({where})' if where else ''}: {event.message}", "yellow")
         elif isinstance(event, events.RunEnded):
             self.close()
-        elif not self._quiet:
-            self._follow(event)
+        elif not self._quiet and self._follow(event):
             self._draw()
 
     def show(self, result: RunResult, workspace: Path) -> None:
@@ -102,41 +109,34 @@ class ConsoleListener(events.Listener):
             workspace: The run's folder.
         """
         self.close()
-        style = {"met": "bold green", "not_judged": "bold cyan", "failed": "bold red"}.get(
-            result.outcome, "bold yellow"
-        )
-        self._console.print()
-        self._console.print(Text(words.verdict_sentence(result), style=style))
-        if result.given_back:
-            self._console.print(f"given back to integers after it was met: {', '.join(result.given_back)}")
-        parts = [_closing(result, workspace)]
-        if result.best is not None and result.best.fallback_reasons:
-            parts.insert(0, _reasons(result.best))
-        if result.baseline is not None:
-            parts.insert(0, _figures(result))
-        for part in parts:
+        for part in final_parts(result, workspace):
             self._console.print()
             self._console.print(part)
 
     # ---------------------------------------------------------------------------------------------------- the events
 
-    def _follow(self, event: events.RunEvent) -> None:
+    def _follow(self, event: events.RunEvent) -> bool:
+        """Take ``event`` in; false where nothing that moves need be drawn anew."""
         match event:
             case events.RunStarted():
                 self._ranks = len(event.workers)
                 self._say(words.headline(event))
             case events.SpaceBuilt():
+                self._changes.use(event.space)
                 self._say(words.space_sentence(event))
             case events.BaselineKnown():
                 self._target = event.target
+                self._changes.baseline(event.accuracy, event.higher_is_better)
                 self._say(words.baseline_sentence(event))
             case events.CalibrationStarted():
-                self._last = Text(f"calibrating with {event.samples} samples")
+                self._now = f"calibrating with {event.samples} samples"
             case events.CalibrationDone():
-                self._last = Text()
+                self._now = ""
                 self._say(f"calibrated with {event.samples} samples in {words.duration(event.seconds)}")
             case events.StageStarted():
-                self._stage, self._index, self._total, self._last = event.name, 0, event.total, Text()
+                self._stage, self._index, self._total, self._left = event.name, 0, event.total, event.remaining
+                self._lately.clear()
+                self._changes.start_stage(self._best)
             case events.TrialDecided():
                 self._decided(event)
             case events.LatencyMeasured():
@@ -144,26 +144,39 @@ class ConsoleListener(events.Listener):
             case events.StageEnded():
                 self._ended(event)
             case events.WorkersBusy():
-                self._busy, self._ranks = event.busy, event.workers
+                before, self._busy, self._ranks = self._busy, len(event.doing), len(event.ranks)
+                self._activity = words.activity(event)
+                return self._busy >= before  # what came back is drawn with the work that follows or what is decided
+        return True
 
     def _decided(self, event: events.TrialDecided) -> None:
         trial = event.trial
         self._index, self._total, self._best = event.index + 1, event.total, event.best
-        if not event.again and trial.end_s > trial.start_s:
-            self._durations.append(trial.end_s - trial.start_s)
-        line = Text(f"{self._stage} {self._position()}  {words.trial_sentence(trial)}")
+        if not event.again:
+            self._left = None if self._left is None else max(0, self._left - 1)
+            if trial.end_s > trial.start_s:
+                self._durations.append(trial.end_s - trial.start_s)
+        change = self._changes.sentence(trial)
+        change = "" if change == self._stage else change
+        where = Text(
+            f"{self._position()}  {change}".rstrip() if self._terminal else f"{self._stage} {self._position()}"
+        )
+        line = where.append(f"  {words.trial_sentence(trial)}")
         if trial.verdict != "failed":
-            line.append(f" (target {words.accuracy(self._target)})" if self._target is not None else "")
+            shown = self._target is not None and not self._terminal  # a terminal has it above
+            line.append(f" (target {words.accuracy(self._target)})" if shown else "")
             line.append("  " + trial.verdict.replace("_", " "), style=_STYLES[trial.verdict])
-        line.append(f"  {trial.label}" if trial.label else "", style="dim")
+        if change and not self._terminal:
+            line.append(f"  {change}", style="dim")
         line.append("  known" if event.again else "", style="dim")
-        self._last = line
-        if not self._terminal:
-            self._say(line)
+        self._happened(line)
 
     def _measured(self, event: events.LatencyMeasured) -> None:
-        line = words.latency_sentence(event)
-        self._last = Text(line)
+        self._happened(Text(words.latency_sentence(event)))
+
+    def _happened(self, line: Text) -> None:
+        """Of the last events a terminal shows some while they are the last; elsewhere each is a line that stays."""
+        self._lately.append(line)
         if not self._terminal:
             self._say(line)
 
@@ -182,7 +195,8 @@ class ConsoleListener(events.Listener):
         else:
             line.append("done")
         line.append(f"  ({trials}, {took})" if event.judged else f"  ({took})", style="dim")
-        self._stage, self._last = "", Text()
+        self._stage = ""
+        self._lately.clear()
         self._say(line)
 
     # ---------------------------------------------------------------------------------------------------- the drawing
@@ -204,126 +218,43 @@ class ConsoleListener(events.Listener):
             self._live.start()
         self._live.update(self._moving(), refresh=True)
 
-    def _moving(self) -> Group | Text:
-        if not self._stage:
-            return self._last
-        grid = Table.grid(padding=(0, 2))
-        for _ in range(4):
-            grid.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=self._total, completed=self._index, width=24) if self._total else Text("")
-        remaining = self._remaining()
-        grid.add_row(Text(self._stage, style="bold"), bar, self._position(), Text(remaining, style="dim"))
-        state = Text(f"best so far {_best_words(self._best)}")
-        if self._target is not None:
-            state.append(f" (target {words.accuracy(self._target)})")
-        if self._ranks > 1:
-            state.append(f"  {self._busy} of {self._ranks} ranks busy", style="dim")
-        for line in (state, self._last):
-            line.no_wrap, line.overflow = True, "ellipsis"
-        return Group(grid, state, self._last) if self._last else Group(grid, state)
+    def _moving(self) -> Group:
+        parts: list[Table | Text] = []
+        if self._stage:
+            grid = Table.grid(padding=(0, 2))
+            for _ in range(4):
+                grid.add_column(no_wrap=True, overflow="ellipsis")
+            bar = ProgressBar(total=self._total, completed=self._index, width=24) if self._total else Text("")
+            grid.add_row(Text(self._stage, style="bold"), bar, self._position(), Text(self._remaining(), style="dim"))
+            best = Text(f"best so far {_best_words(self._best)}")
+            if self._target is not None:
+                best.append(f" (target {words.accuracy(self._target)})")
+            best.append(f"  {self._budget()}", style="dim")
+            parts += [grid, best]
+        now = "; ".join(filter(None, (self._now, self._activity if self._ranks > 1 or not self._now else "")))
+        parts += [Text(now, style="cyan"), *self._lately]
+        for line in parts:
+            if isinstance(line, Text):
+                line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(*parts, Text())  # mpirun keeps a last line back until it ends: it is an empty one
 
     def _position(self) -> str:
         return f"{self._index}/{self._total}" if self._total else f"{self._index}"
 
     def _remaining(self) -> str:
-        """How long the stage may take still, at most, from the median trial and the number of ranks."""
-        if not self._total or not self._durations or self._index >= self._total:
+        """How long the stage may take still, from the median trial and the number of ranks."""
+        if not self._durations or not self._total or self._index >= self._total:
             return ""
-        rounds = -(-(self._total - self._index) // max(1, self._ranks))
-        return f"about {words.duration(rounds * statistics.median(self._durations))} left"
+        return f"about {self._time_of(self._total - self._index)} left"
+
+    def _budget(self) -> str:
+        """How long the run may take still. What will meet nobody knows; that the budget ends it is all that is sure."""
+        return f"budget: {self._left} trials, {self._time_of(self._left)}" if self._durations and self._left else ""
+
+    def _time_of(self, trials: int) -> str:
+        rounds = -(-trials // max(1, self._ranks))
+        return words.duration(rounds * statistics.median(self._durations))
 
 
 def _best_words(trial: Trial | None) -> str:
     return "-" if trial is None else words.accuracy(trial.accuracy, trial.accuracy_low, trial.accuracy_high)
-
-
-def _figures(result: RunResult) -> Table:
-    """fp32 beside the best model."""
-    baseline, best = result.baseline, result.best
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
-    table.add_column("")
-    table.add_column("fp32", justify="right")
-    table.add_column("best effort" if best is not None and best.best_effort else "best", justify="right")
-    table.add_column("", style="dim")
-    if baseline is None:
-        return table
-    table.add_row(
-        "accuracy",
-        words.accuracy(baseline.accuracy),
-        words.accuracy(best.accuracy) if best else "-",
-        _loss(result),
-    )
-    latency = best.latency if best else None
-    if latency is not None and latency.ratio is not None:
-        interval = f"{words.speed(latency)} ({latency.ratio:.3f} [{latency.ci_low:.3f}, {latency.ci_high:.3f}])"
-        noisy = ", noisy" if latency.noisy else ""
-        note = interval + noisy
-    else:
-        note = words.speed(None) if best else ""
-    table.add_row(
-        "latency",
-        words.milliseconds(baseline.latency_ms),
-        words.milliseconds(latency.candidate_ms if latency else None),
-        note,
-    )
-    ratio = (
-        f"{best.size_bytes / baseline.size_bytes:.0%} of fp32"
-        if best and best.size_bytes is not None and baseline.size_bytes
-        else ""
-    )
-    table.add_row("size", words.size(baseline.size_bytes), words.size(best.size_bytes if best else None), ratio)
-    if best is not None:
-        executed = "" if best.ops_executed_int8 is None else f"{best.ops_executed_int8} run on integers"
-        table.add_row("ops quantized", "0", f"{best.ops_quantized} of {best.ops_total}", executed)
-    return table
-
-
-def _loss(result: RunResult) -> str:
-    """The loss beside what the criterion allows."""
-    criterion, baseline, best = result.criterion, result.baseline, result.best
-    if criterion is None or criterion.target is None or baseline is None or baseline.accuracy is None:
-        return ""
-    if best is None or best.accuracy is None:
-        return f"target {criterion.target:.4f}"
-    loss = baseline.accuracy - best.accuracy if criterion.higher_is_better else best.accuracy - baseline.accuracy
-    allowed = abs(baseline.accuracy - criterion.target)
-    change = f"loss {loss:.4f}" if loss >= 0 else f"gain {-loss:.4f}"
-    return f"{change}, {allowed:.4f} is allowed"
-
-
-def _reasons(best: Best) -> Table:
-    """Ops kept in floating point, and why."""
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", title=None)
-    table.add_column("kept in floating point", overflow="fold")
-    table.add_column("because", overflow="fold", style="dim")
-    for name, reason in list(best.fallback_reasons.items())[:_REASONS_SHOWN]:
-        table.add_row(Text(name), Text(reason))
-    hidden = len(best.fallback_reasons) - _REASONS_SHOWN
-    if hidden > 0:
-        table.add_row(f"and {hidden} more", "all of them are in result.json")
-    return table
-
-
-def _closing(result: RunResult, workspace: Path) -> Table:
-    """Where the files are and how to go on."""
-    table = Table.grid(padding=(0, 3, 0, 0))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    judged = len(result.trials)
-    table.add_row(
-        "trials", f"{judged} judged in {words.duration(result.timing.total_s)} on {words.rank_count(result.ranks)}"
-    )
-    if result.lost_ranks:
-        table.add_row("lost ranks", ", ".join(map(str, result.lost_ranks)))
-    if result.quarantined:
-        names = [
-            f"config {entry.config_hash}" if entry.trial is None else f"trial {entry.trial}"
-            for entry in result.quarantined
-        ]
-        table.add_row("quarantined", Text(", ".join(names)))
-    if result.best is not None:
-        table.add_row("model", Text(f"{workspace / 'best'}"))
-    table.add_row("result", Text(f"{workspace / 'result.json'}"))
-    table.add_row("report", Text(f"{workspace / 'report.html'}"))
-    table.add_row("next", Text(words.next_step(result)))
-    return table

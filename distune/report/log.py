@@ -106,7 +106,7 @@ class LogListener(events.Listener):
                 took = words.duration(event.seconds)
                 self._logger.info("stage %s ends: trials %d in %s, %s", event.name, event.judged, took, met)
             case events.WorkersBusy():
-                self._logger.debug("%d of %d ranks busy, %d results", event.busy, event.workers, event.done)
+                self._logger.debug("%s; %d results", words.activity(event), event.done)
             case events.Warned():
                 where = words.origin(event)
                 self._logger.warning("%s%s", f"{where}: " if where else "", event.message)

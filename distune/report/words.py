@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from distune import __version__
@@ -10,6 +11,29 @@ from distune.config.job import CriterionSpec
 from distune.engine import events
 from distune.report.result import Best, LatencyFigures, RunResult
 from distune.strategies.stage import Trial
+from distune.trial import messages as m
+from distune.trial.messages import RequestBody
+
+WITH_GROUP = " together with its group "
+"""Stands in the reason why an op is kept in floating point before the name of the op whose group it belongs to."""
+
+_OPS_NAMED = 3
+"""Ops with one reason that are named; where there are more they are counted."""
+
+_RANKS_LISTED = 8
+"""So many ranks are named with what they do; more are counted."""
+
+_DOING: Mapping[type[RequestBody], str] = {
+    m.Inspect: "loading the model",
+    m.Baseline: "scoring fp32",
+    m.Calibrate: "calibrating",
+    m.Judge: "judging a trial",
+    m.MeasureLatency: "measuring latency",
+    m.MeasureFootprint: "measuring memory",
+    m.Probe: "probing ops",
+    m.Diagnose: "comparing tensors",
+    m.Export: "writing the model",
+}
 
 
 def accuracy(value: float | None, low: float | None = None, high: float | None = None) -> str:
@@ -104,8 +128,9 @@ def space_sentence(event: events.SpaceBuilt) -> str:
 def baseline_sentence(event: events.BaselineKnown) -> str:
     """The fp32 model's accuracy and the target."""
     side = "at least" if event.higher_is_better else "at most"
+    samples = f" on {event.samples} samples" if event.samples else ""  # a function of the user's does not tell
     return (
-        f"fp32 accuracy {event.accuracy:.4f} on {event.samples} samples in {duration(event.seconds)}; "
+        f"fp32 accuracy {event.accuracy:.4f}{samples} in {duration(event.seconds)}; "
         f"the target is {side} {event.target:.4f}"
     )
 
@@ -116,6 +141,45 @@ def latency_sentence(event: events.LatencyMeasured) -> str:
     noisy = ", noisy" if latency.noisy else ""
     interval = f"[{latency.ci_low:.3f}, {latency.ci_high:.3f}{noisy}]"
     return f"trial {event.trial.id}: latency {latency.ratio:.3f} x fp32 {interval}"
+
+
+def activity(event: events.WorkersBusy) -> str:
+    """What each rank does; counted where there are many."""
+    doing: dict[str, list[int]] = {}
+    for rank in event.ranks:
+        what = _DOING[type(event.doing[rank])] if rank in event.doing else "idle"
+        doing.setdefault(what, []).append(rank)
+    if len(event.ranks) > _RANKS_LISTED:
+        return "; ".join(f"{rank_count(len(ranks))} {what}" for what, ranks in doing.items())
+    return "; ".join(
+        f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} {what}" for what, ranks in doing.items()
+    )
+
+
+def kept(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Ops kept in floating point and why, those with one reason in one row, an op's group behind it.
+
+    Args:
+        reasons: By op, as ``Best.fallback_reasons``.
+    """
+    ops: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        because, with_group, group = reason.partition(WITH_GROUP)
+        ops.setdefault(because, [])
+        if with_group and reasons.get(group) == because:
+            members.setdefault(group, []).append(name)
+        else:
+            ops[because].append(name)
+    return [(_row_name(names, members), because) for because, names in ops.items() if names]
+
+
+def _row_name(names: list[str], members: Mapping[str, list[str]]) -> str:
+    count = len(names) + sum(len(members.get(name, ())) for name in names)
+    if len(names) > _OPS_NAMED:
+        return f"{count} ops: {', '.join(names[:_OPS_NAMED])}, ..."
+    groups = [f" with {counted(len(members[name]), 'op')}" if name in members else "" for name in names]
+    return ", ".join(map(str.__add__, names, groups))
 
 
 def origin(event: events.Warned) -> str:

@@ -21,7 +21,7 @@ from distune.space.capability import Capability, OpInfo
 from distune.space.op_config import FP32, OpConfig, TensorConfig, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.stage import Trial
-from distune.trial.messages import Accuracy, Exported, Inspection, Latency
+from distune.trial.messages import Accuracy, Exported, Inspection, Judge, Latency
 
 INT8 = OpConfig("static", TensorConfig("uint8", "asym"), TensorConfig("int8"))
 NAMES = ("conv1", "conv2_dw", "conv2_pw", "relu", "fc")
@@ -125,12 +125,13 @@ def story(name: OutcomeName = "met") -> Iterator[events.RunEvent]:
     yield events.CalibrationDone(100, 1.2)
     yield events.BaselineKnown(0.8158, TARGET, True, 10000, 3.1)
     best: Trial | None = None
+    judge = Judge(config())
     for record in end.stages:
         of_stage = [item for item in TRIALS if item.stage == record.name]
         total = len(of_stage) if record.candidates else None
         yield events.StageStarted(record.name, total, 90)
         for index, item in enumerate(of_stage):
-            yield events.WorkersBusy(min(4, len(of_stage) - index), 4, index)
+            yield events.WorkersBusy(dict.fromkeys(range(min(4, len(of_stage) - index)), judge), tuple(range(4)), index)
             if item.accuracy is not None and (best is None or item.accuracy > (best.accuracy or 0)):
                 best = item
             yield events.TrialDecided(item, index, total, False, best)

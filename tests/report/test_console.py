@@ -28,8 +28,9 @@ def play(name: OutcomeName = "met", *, quiet: bool = False, terminal: bool = Fal
 
 def test_a_log_file_gets_one_plain_line_a_decision() -> None:
     lines = play().splitlines()
-    assert "instance-wise 1/4  accuracy 0.7741 (target 0.8076)  not met  conv1" in lines
-    assert "accumulated 1  accuracy 0.8123 (target 0.8076)  met  conv1 conv2_dw" in lines
+    told = "accuracy 0.7741 (target 0.8076)  not met  conv1 back to fp32: +67.3 points"
+    assert f"instance-wise 1/4  {told}" in lines
+    assert "accumulated 1  accuracy 0.8123 (target 0.8076)  met  conv2_dw back to fp32: +3.8 points" in lines
     assert any("3/4  failed: rank 2 on node2: signal 11" in line for line in lines)
     assert not any("\x1b" in line for line in lines)
 
@@ -49,7 +50,8 @@ def test_a_terminal_keeps_the_stages_and_not_every_trial(monkeypatch: pytest.Mon
     monkeypatch.setenv("TERM", "xterm")
     text = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", play(terminal=True))
     assert "about 6.5 s left" in text
-    assert "4 of 4 ranks busy" in text
+    assert "budget: 86 trials, 2 min" in text
+    assert "ranks 0, 1, 2 judging a trial; rank 3 idle" in text
     assert "instance-wise: none met, best so far 0.7741" in text
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from distune.engine.events import WorkersBusy
 from distune.report import words
 from distune.report.result import LatencyFigures
+from distune.space.op_config import TuningConfig
+from distune.trial.messages import Calibrate, Judge
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,23 @@ def test_an_early_verdict_shows_its_bounds() -> None:
     assert words.accuracy(0.5, 0.4, 0.6) == "0.4000..0.6000"
     assert words.accuracy(0.5, 0.5, 0.5) == "0.5000"
     assert words.accuracy(None) == words.accuracy(float("nan")) == "-"
+
+
+def test_what_ranks_do_is_told_by_rank_and_counted_where_there_are_many() -> None:
+    judge, calibrate = Judge(TuningConfig(())), Calibrate(100, 0, 1)
+    few = WorkersBusy({0: judge, 1: calibrate, 3: judge}, (0, 1, 2, 3), 0)
+    assert words.activity(few) == "ranks 0, 3 judging a trial; rank 1 calibrating; rank 2 idle"
+    many = WorkersBusy(dict.fromkeys(range(15), judge), tuple(range(16)), 0)
+    assert words.activity(many) == "15 ranks judging a trial; 1 rank idle"
+
+
+def test_ops_with_one_reason_are_one_row() -> None:
+    choice, with_c = "fp32 by the choice of stage x", f"fp32 by the choice of stage x{words.WITH_GROUP}c"
+    reasons = {"a": "alone it costs 0.1", "relu": f"alone it costs 0.1{words.WITH_GROUP}a", "b": "not asked for"}
+    assert words.kept(reasons) == [("a with 1 op", "alone it costs 0.1"), ("b", "not asked for")]
+    many = {f"n{index}": with_c for index in range(90)}  # c itself is quantized
+    assert words.kept(many) == [("90 ops: n0, n1, n2, ...", choice)]
+    assert words.kept({"c": choice} | many) == [("c with 90 ops", choice)]
 
 
 def test_units() -> None:
