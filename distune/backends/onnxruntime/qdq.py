@@ -161,6 +161,7 @@ def write_qdq(
             float_outputs=planned.float_outputs,
         )
         quantized = quantizer.write()
+        cache.settle()
     except (ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:
         raise TrialError(f"ONNX Runtime's quantizer cannot apply the tuning config: {error}") from error
     _keep_fallback_in_fp32(quantized, set(planned.nodes))

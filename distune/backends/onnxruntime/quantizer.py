@@ -37,7 +37,7 @@ from onnxruntime.quantization.quant_utils import (
 )
 
 from distune.backends.onnxruntime.indexed_model import IndexedModel
-from distune.backends.onnxruntime.shared import complete_tensor
+from distune.backends.onnxruntime.shared import LightModel, complete_tensor, is_light
 
 
 @dataclass
@@ -60,8 +60,22 @@ class WeightCache:
     biases: dict[tuple[Any, ...], tuple[tuple[onnx.TensorProto, ...], tuple[Any, ...]]] = field(default_factory=dict)
     scales: dict[tuple[Any, ...], QDQScaleZpInitializers] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._files: list[LightModel] = []
+
+    def settle(self) -> None:
+        """Move larger weights that were quantized since the last call to a file, from which every variant maps them."""
+        new = {key: tensor for key, tensor in self.tensors.items() if not is_light(tensor)}
+        constants = onnx.ModelProto()
+        constants.graph.initializer.extend(new.values())
+        light = LightModel(constants, shared=True)
+        if light.folder:
+            self._files.append(light)
+            self.tensors.update(zip(new, light.proto.graph.initializer, strict=True))
+
     def clear(self) -> None:
         """Forget everything."""
+        self._files.clear()
         for kept in (self.parameters, self.tensors, self.widened, self.biases, self.scales):
             kept.clear()
 
