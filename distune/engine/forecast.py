@@ -120,9 +120,9 @@ class _Worker:
             case m.Baseline():
                 return self._scored(_BASELINE), took.baseline_s
             case m.Calibrate():
-                samples = body.sampling_size / body.shards
+                samples = len(range(body.shard, body.sampling_size, body.shards))
                 seconds = took.calibrate_s * samples
-                return m.Statistics(CalibrationStatistics().to_bytes(), round(samples), seconds), seconds
+                return m.Statistics(CalibrationStatistics().to_bytes(), samples, seconds), seconds
             case m.Judge():
                 size = 1000 - len(body.config.quantized_ops)
                 return self._scored(self._accuracy(body.config), size), took.trial_s(body.config)

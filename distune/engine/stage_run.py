@@ -78,13 +78,15 @@ class StageRun:
     def want(self, ahead: int) -> list[Candidate]:
         """Candidates that need judging now, in order: at most ``ahead`` of them may be open at once.
 
-        Never more than the budget could use. Each is named once.
+        Never more than the budget could use. Each is named once. What was answered and waits for its turn is not open:
+        else one slow trial would keep all workers waiting.
         """
         wanted: list[Candidate] = []
         new: set[str] = set()
+        open_now = 0
         index = self.position
         allowed = self._book.remaining - self.stage.reserve
-        while not self._over and len(new) < ahead:
+        while not self._over and open_now < ahead:
             candidate = self._candidate(index)
             if candidate is None:
                 break
@@ -98,6 +100,7 @@ class StageRun:
                     break
                 allowed -= 1
             new.add(config_hash)
+            open_now += config_hash not in self._outcomes
             if config_hash not in self._asked:
                 self._asked.add(config_hash)
                 wanted.append(candidate)
