@@ -12,7 +12,9 @@ from typing import Any
 from distune.backends.base import Backend, ExportedModel, Feed, LabelledBatch, ModelFacts
 from distune.backends.cpu import needs_reduce_range
 from distune.backends.pytorch.versions import require_torch, versions
+from distune.backends.recipes.correction import CORRECTIONS, Corrections, RoundingCache
 from distune.backends.recipes.precision import effective
+from distune.backends.recipes.variants import LayerCollector, rewrites, variant_of
 from distune.backends.sensitivity import op_sensitivity
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import GroupedWeight
@@ -39,6 +41,14 @@ from distune.backends.pytorch.model import load_module  # noqa: E402
 from distune.backends.pytorch.probes import last_nodes, op_mse  # noqa: E402
 from distune.backends.pytorch.program import described_inputs, export_module, saved_program  # noqa: E402
 from distune.backends.pytorch.quantizer import Range, WeightScales, needed_ranges  # noqa: E402
+from distune.backends.pytorch.recipes.correction import correct, restore  # noqa: E402
+from distune.backends.pytorch.recipes.layers import layers  # noqa: E402
+from distune.backends.pytorch.recipes.variants import (  # noqa: E402
+    ModuleVariant,
+    module_recipes,
+    restored_variant,
+    rewritten,
+)
 from distune.backends.pytorch.runnable import DeployedModel, GraphModel, state_bytes  # noqa: E402
 from distune.backends.pytorch.weight_only import (  # noqa: E402
     WEIGHT_ONLY_RECIPES,
@@ -87,11 +97,17 @@ class PyTorchBackend(Backend):
             self._capability = weight_only_capability(self._model, self._capability, job.recipes, has_data)
             self._moment_inputs = calibrated_inputs(self._model, self._capability)
         blocks = find_blocks(self._model, {op.name: op.group for op in self._capability.ops})
-        self._capability = replace(self._capability, blocks=blocks)
+        # What is trained learns its weights and biases itself.
+        self._has_recipes = job.approach != "qat"
+        recipes = module_recipes(self._model, self._capability) if self._has_recipes else ()
+        self._capability = replace(self._capability, blocks=blocks, recipes=(*self._capability.recipes, *recipes))
         self._weight_only = WeightOnlyWriter(self._model)
         self._recipe_ops = {recipe.name: recipe for recipe in self._capability.recipes}
         self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
         self._scales = WeightScales()
+        self._rounding: RoundingCache = {}
+        self._rewritten: dict[tuple[Variant, int], ModuleVariant] = {}
+        self._calibrated_with = 0
         self._reduce_range = needs_reduce_range()
         self._compiled = CompiledModels(job.workspace)
 
@@ -122,25 +138,35 @@ class PyTorchBackend(Backend):
         return self._made(DeployedModel, config, threads)
 
     def prepare_calibration(self, sampling_size: int) -> None:
-        """Nothing depends on how many samples there are."""
+        self._calibrated_with = sampling_size
 
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
         if self._moment_inputs:
             return collect_moments(self._model, self._moment_inputs, batches).to_bytes()
-        return collect(self._model, calibrated_tensors(self._model, self._capability), batches).to_bytes()
+        model = self._rewritten_by(variant, self._calibrated_with).model
+        found = layers(model) if self._has_recipes else ()
+        collector = LayerCollector(found, moments=bool(dict(variant).get("adaround")))
+        return collect(model, calibrated_tensors(model, self._capability), batches, collector).to_bytes()
+
+    def variant(self, config: TuningConfig) -> Variant:
+        return variant_of(config)
 
     def set_statistics(self, variant: Variant, sampling_size: int, blob: bytes) -> None:
         self._statistics[variant, sampling_size] = CalibrationStatistics.from_bytes(blob)
 
     def export(self, config: TuningConfig) -> ExportedModel:
         config = self._effective(config)
-        return self._files(config, self._ranges(config), self._weights(config), self._reduce_range)
+        variant = self._variant_under(config)
+        return self._files(variant, config, self._ranges(config), self._weights(config), self._reduce_range)
 
     def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
         ranges = {name: (float(low), float(high)) for name, (low, high) in deploy.get("ranges", {}).items()}
         config = self._effective(config)
         weights = self._weights(config, restored(deploy.get("weights", {}), config.by_name))
-        return self._files(config, ranges, weights, bool(deploy.get("reduce_range", self._reduce_range)))
+        changes = rewrites(self.variant(config))
+        variant = restored_variant(self._model, changes, deploy.get("graph", {})) if changes else self._plain
+        reduce_range = bool(deploy.get("reduce_range", self._reduce_range))
+        return self._files(variant, config, ranges, weights, reduce_range, deploy.get("corrected", {}))
 
     def probe(
         self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
@@ -148,8 +174,9 @@ class PyTorchBackend(Backend):
         groups = self._chosen_groups(kind, ops)
         if kind == "op_mse":
             members = {op.name: op.group for op in self._capability.ops if op.group in groups}
-            module = self._graph(self._effective(config))
-            return op_mse(self._model, module, last_nodes(self._model, members), feeds)
+            config = self._effective(config)
+            model = self._variant_under(config).model
+            return op_mse(model, self._graph(config), last_nodes(model, members), feeds)
         if kind == "op_sensitivity":
             return op_sensitivity(self._capability, lambda each: self.load(each).predict, config, groups, feeds, args)
         return super().probe(kind, config, ops, feeds, args)
@@ -167,11 +194,14 @@ class PyTorchBackend(Backend):
             return super().probe_labelled(kind, config, ops, batches, args)
         loss = resolve_loss(self._job.strategy.kwargs[LOSS])
         config = self._effective(config)
-        return hessian_scores(self._model, self._capability, config, groups, batches, loss, self._job.seed)
+        model = self._variant_under(config).model
+        return hessian_scores(model, self._capability, config, groups, batches, loss, self._job.seed)
 
     def close(self) -> None:
         self._statistics.clear()
         self._scales.kept.clear()
+        self._rounding.clear()
+        self._rewritten.clear()
         self._weight_only.clear()
         self._compiled.close()
 
@@ -180,7 +210,9 @@ class PyTorchBackend(Backend):
             module = self._model.graph_module
             return kind(module, self._model, threads, self._compiled.handle(_BASELINE, threads, module))
         config = self._effective(config)
-        module, remarks = self._quantized(config, self._ranges(config), self._weights(config), self._reduce_range)
+        variant = self._variant_under(config)
+        ranges, weights = self._ranges(config), self._weights(config)
+        module, remarks, _ = self._quantized(variant, config, ranges, weights, self._reduce_range)
         chosen = set(config.quantized_ops)
         weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
         return kind(
@@ -189,23 +221,55 @@ class PyTorchBackend(Backend):
             threads,
             compiled=self._compiled.handle(config.hash, threads, module),
             eager=with_float_layers(with_float_weights(module)) if kind is GraphModel else None,
-            executed=partial(execution, module, self._model, weighted),
+            executed=partial(execution, module, variant.model, weighted),
             warnings=(*remarks, *self._remarks(config)),
         )
 
+    @property
+    def _plain(self) -> ModuleVariant:
+        """The graph that no recipe rewrites."""
+        return ModuleVariant(self._model, self._scales, self._rounding)
+
+    def _variant_under(self, config: TuningConfig) -> ModuleVariant:
+        """The fp32 graph that ``config`` quantizes."""
+        return self._rewritten_by(self.variant(config), config.sampling_size)
+
+    def _rewritten_by(self, variant: Variant, sampling_size: int) -> ModuleVariant:
+        changes = rewrites(variant)
+        if not changes:
+            return self._plain
+        if (changes, sampling_size) not in self._rewritten:
+            statistics = self._statistics_under((), sampling_size)
+            self._rewritten[changes, sampling_size] = rewritten(self._model, changes, statistics)
+        return self._rewritten[changes, sampling_size]
+
     def _graph(self, config: TuningConfig) -> GraphModule:
-        return self._quantized(config, self._ranges(config), self._weights(config), self._reduce_range)[0]
+        variant = self._variant_under(config)
+        return self._quantized(variant, config, self._ranges(config), self._weights(config), self._reduce_range)[0]
 
     def _quantized(
         self,
+        variant: ModuleVariant,
         config: TuningConfig,
         ranges: Mapping[str, Range],
         weights: Mapping[str, GroupedWeight],
         reduce_range: bool,
-    ) -> tuple[GraphModule, tuple[str, ...]]:
-        """The reference graph, and what the user should know of it."""
-        module = converted(self._model, config, ranges, self._scales, reduce_range)
-        return module, self._weight_only.write(module, weights, dict(config.recipes))
+        corrected: Mapping[str, str] | None = None,
+    ) -> tuple[GraphModule, tuple[str, ...], Corrections]:
+        """The reference graph, what the user should know of it, and how it was corrected.
+
+        Args:
+            corrected: Tensors as corrections left them (``Corrections.to_plain``), where they are not to be computed.
+        """
+        module = converted(variant.model, config, ranges, variant.scales, reduce_range)
+        done = Corrections({}, {})
+        if corrected is not None:
+            restore(module, corrected)
+        elif {name for name, _ in config.recipes} & set(CORRECTIONS) and ranges:
+            statistics = self._statistics_of(config)
+            done = correct(module, variant.model, config, statistics, variant.rounding, reduce_range)
+        remarks = self._weight_only.write(module, weights, dict(config.recipes))
+        return module, (*done.remarks, *remarks), done
 
     def _weights(
         self, config: TuningConfig, known: Mapping[str, GroupedWeight] | None = None
@@ -233,23 +297,28 @@ class PyTorchBackend(Backend):
         return effective(config, self._recipe_ops, WEIGHT_ONLY_RECIPES, "PyTorch")
 
     def _ranges(self, config: TuningConfig) -> dict[str, Range]:
-        needed = needed_ranges(self._model, config)
+        needed = needed_ranges(self._variant_under(config).model, config)
         if not needed:
             return {}
         statistics = self._statistics_of(config)
         return {name: statistics.range(name, algorithm) for name, algorithm in needed.items()}
 
     def _statistics_of(self, config: TuningConfig) -> CalibrationStatistics:
-        key = (self.variant(config), config.sampling_size)
+        return self._statistics_under(self.variant(config), config.sampling_size)
+
+    def _statistics_under(self, variant: Variant, sampling_size: int) -> CalibrationStatistics:
+        key = (variant, sampling_size)
         if key not in self._statistics:
+            recipes = ", ".join(f"{name}={value}" for name, value in variant)
             raise TrialError(
-                f"no calibration statistics for sampling size {config.sampling_size}; there are some for: "
+                f"no calibration statistics for sampling size {sampling_size}"
+                f"{f' and {recipes}' if recipes else ''}; there are some for: "
                 f"{', '.join(str(size) for _, size in self._statistics) or 'none'}"
             )
         return self._statistics[key]
 
     def _remarks(self, config: TuningConfig) -> list[str]:
-        needed = needed_ranges(self._model, config)
+        needed = needed_ranges(self._variant_under(config).model, config)
         if not needed:
             return []
         remarks = self._statistics_of(config).remarks()
@@ -257,16 +326,22 @@ class PyTorchBackend(Backend):
 
     def _files(
         self,
+        variant: ModuleVariant,
         config: TuningConfig,
         ranges: Mapping[str, Range],
         weights: Mapping[str, GroupedWeight],
         reduce_range: bool,
+        corrected: Mapping[str, str] | None = None,
     ) -> ExportedModel:
-        module, _ = self._quantized(config, ranges, weights, reduce_range)
+        module, _, done = self._quantized(variant, config, ranges, weights, reduce_range, corrected)
         deploy: dict[str, Any] = {"example_inputs": described_inputs(self._model)}
         if config.quantized_ops:
             deploy["ranges"] = {name: list(each) for name, each in ranges.items()}
             deploy["reduce_range"] = reduce_range
+        if variant.saved:
+            deploy["graph"] = dict(variant.saved)
+        if constants := dict(corrected or done.to_plain()):
+            deploy["corrected"] = constants
         if texts := saved(weights, config.by_name):
             deploy["weights"] = texts
         state = io.BytesIO()

@@ -17,6 +17,7 @@ from distune.backends.pytorch.capability import quantized_edges
 from distune.backends.pytorch.options import OP_KINDS
 from distune.backends.pytorch.program import ExportedModule
 from distune.backends.pytorch.runnable import arguments_of, intra_op_threads
+from distune.backends.recipes.variants import LayerCollector
 from distune.backends.statistics import CalibrationStatistics
 from distune.space.capability import Capability
 
@@ -58,19 +59,30 @@ def calibrated_tensors(model: ExportedModule, capability: Capability) -> tuple[s
 
 
 def collect(
-    model: ExportedModule, tensors: Sequence[str], batches: Iterable[tuple[int, Feed]]
+    model: ExportedModule,
+    tensors: Sequence[str],
+    batches: Iterable[tuple[int, Feed]],
+    layers: LayerCollector | None = None,
 ) -> CalibrationStatistics:
     """Statistics of the values of ``tensors`` over ``(batch number, feed)`` pairs.
 
     One thread is used, so that the values do not depend on how many there are.
+
+    Args:
+        layers: Collects what recipes need of the inputs of layers too.
     """
     statistics = CalibrationStatistics()
+    ranged = frozenset(tensors)
     current = 0
 
     def count(name: str, value: torch.Tensor) -> None:
-        statistics.add(current, {name: value.detach().float().numpy()})
+        array = value.detach().float().numpy()
+        if name in ranged:
+            statistics.add(current, {name: array})
+        if layers is not None:
+            layers.add(statistics, {name: array})
 
-    runner = Watching(model.graph_module, tensors, count)
+    runner = Watching(model.graph_module, (*tensors, *(() if layers is None else layers.tensors)), count)
     with torch.inference_mode(), intra_op_threads(1):
         for number, feed in batches:
             current = number
