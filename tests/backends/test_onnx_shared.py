@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from distune.backends.onnxruntime import shared
 from distune.backends.onnxruntime.model import open_model
+from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.session import create_session, optimized_graph
 from distune.backends.onnxruntime.shared import LightModel, adopted, complete, is_light, values_of
 from distune.backends.onnxruntime.storage import stored_files, stored_size
@@ -82,6 +83,14 @@ def test_equal_weights_are_in_one_file_and_the_last_user_removes_it(folder: Path
     other.close()
     assert not folder.exists()
     assert np.isfinite(kept).all()  # whoever still looks at a weight may go on
+
+
+def test_a_whole_model_is_prepared_to_the_same_as_a_light_one(folder: Path) -> None:
+    proto = embedding_model()
+    light = LightModel(proto, shared=True)
+    prepared = [prepare(given) for given in (proto, light.proto)]
+    weights = [{t.name: values_of(t) for t in one.proto.graph.initializer} for one in prepared]
+    np.testing.assert_equal(*weights)
 
 
 def test_a_trial_brings_only_its_own_weights(folder: Path) -> None:

@@ -78,7 +78,9 @@ def optimized_model(
     from distune.backends.onnxruntime.shared import LightModel, adopted
 
     with tempfile.TemporaryDirectory(prefix="distune-") as folder:
-        path = _write_optimized(model, level, disabled_optimizers, Path(folder))
+        # The outcome refers to the files of a light model, which have to last until it keeps them itself.
+        light = None if isinstance(model, bytes) else LightModel(model, shared=True)
+        path = _write_optimized(light.proto if light else model, level, disabled_optimizers, Path(folder))
         with adopted(onnx.load(path, load_external_data=False), Path(folder)) as outcome:
             return LightModel(outcome, shared=True)
 
