@@ -85,6 +85,19 @@ def kill(transport: MpiTransport) -> Any:
     return [lost, answers(transport, 1), [worker.rank for worker in transport.workers]]
 
 
+def silent(transport: MpiTransport) -> Any:
+    """A rank stands still, is given up and comes back with its answer; its neighbour goes on."""
+    transport.send(1, ask(1, "parent"))
+    (found,) = answers(transport, 1)
+    os.kill(found["data"]["parent"], signal.SIGSTOP)
+    transport.send(1, ask(2, "echo"))
+    lost = answers(transport, 1)
+    os.kill(found["data"]["parent"], signal.SIGCONT)
+    transport.send(2, ask(3, "echo"))
+    late = sorted(known["id"] for known in answers(transport, 2))
+    return [lost, late, [worker.rank for worker in transport.workers]]
+
+
 def idle(transport: MpiTransport) -> Any:
     """Seconds of processor time that the ranks use while nothing happens for three seconds."""
     echo(transport)
@@ -151,7 +164,20 @@ LINE = RankEnd(os.environ)
 
 CASES: dict[str, Callable[[MpiTransport], Any]] = {
     case.__name__: case
-    for case in (echo, crash, model, blob, kill, kill_master, idle, conformance, environment, placed, interrupted)
+    for case in (
+        echo,
+        crash,
+        model,
+        blob,
+        kill,
+        silent,
+        kill_master,
+        idle,
+        conformance,
+        environment,
+        placed,
+        interrupted,
+    )
 }
 
 
@@ -183,7 +209,9 @@ def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
             return exit_code
         job = TuningJob(ModelSpec("none", path), isolation=isolation)
         try:
-            transport = MpiTransport(job, communicator, runner=RUNNER)
+            transport = MpiTransport(
+                job, communicator, runner=RUNNER, silence_s=6.0 if case == "silent" else mpi.SILENCE_S
+            )
         except UsageError as error:
             print(json.dumps(str(error)))
             mpi.dismiss(communicator, exit_code)

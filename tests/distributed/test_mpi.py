@@ -129,3 +129,10 @@ def test_a_rank_that_is_killed_is_survived() -> None:
     assert lost == [{"lost": 1}]
     assert answer[0]["rank"] == 2
     assert workers == [0, 2]
+
+
+@pytest.mark.full
+def test_a_rank_that_stands_still_is_given_up_and_disturbs_nobody_when_it_comes_back() -> None:
+    done = run_program("silent", ranks=3)
+    assert done.answer == [[{"lost": 1}], [2, 3], [0, 2]]
+    assert done.code == 0
