@@ -73,7 +73,7 @@ def conduct(
                 outcome, result = _kept(tuner.run(), workspace)
                 code = outcome.exit_code
                 try:
-                    write_report(workspace)
+                    write_report(workspace, job.diagnosis)
                 except DistuneError as error:  # the run and its result stand without it
                     listener.on(Warned(f"the report could not be written: {error}"))
                 trackers.end(result)

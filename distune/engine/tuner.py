@@ -177,7 +177,7 @@ class Tuner:
                 + "\nUse another --workspace, or --fresh to start over here (the old journal is kept aside)."
             )
         if not self._journal.resumed:
-            ops = [[op.name, op.op_type, op.group] for op in self._inspection.capability.ops]
+            ops = [[op.name, op.op_type, op.group, op.has_weight] for op in self._inspection.capability.ops]
             self._journal.append("note", {"kind": "ops", "ops": ops})
         self._dispatcher.use(self._journal)
         self._space = build_space(

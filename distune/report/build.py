@@ -245,12 +245,8 @@ def _reason(op: OpInfo, outcome: RunOutcome, best: Trial) -> str:
     mode = best.config.by_name[op.name].mode
     if not _quantizable([op]):
         return f"your constraints allow no quantized option ({mode})"
-    with_group = "" if op.group == op.name else f"{words.WITH_GROUP}{op.group}"
-    if op.group in outcome.op_impact:
-        gain = outcome.op_impact[op.group]
-        effect = f"improves accuracy by {gain:.4g}" if gain > 0 else f"changes accuracy by {-abs(gain):.4g}"
-        return f"alone in {mode} it {effect}{with_group}"
-    return f"{mode} by the choice of stage {best.stage}" + (f" ({best.label})" if best.label else "") + with_group
+    choice = best.stage + (f" ({best.label})" if best.label else "")
+    return words.kept_because(mode, outcome.op_impact.get(op.group), choice, op.name, op.group)
 
 
 def _timing(outcome: RunOutcome) -> TimeSpent:

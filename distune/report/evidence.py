@@ -38,11 +38,13 @@ class OpFacts:
 
     Attributes:
         group: The group that it falls back with.
+        has_weight: Ops with weights are those that results count; older journals do not tell, and count all.
     """
 
     name: str
     op_type: str
     group: str
+    has_weight: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def _result(
         if len(result.trials) >= len(configs) or result.outcome == "failed":
             return result, True
     groups = {op.name: op.group for op in ops}
-    return rebuilt_result(records, held, groups, configs), False
+    counted = frozenset(op.name for op in ops if op.has_weight)
+    return rebuilt_result(records, held, groups, counted, configs), False
 
 
 def _ops(records: Sequence[Record]) -> tuple[OpFacts, ...]:

@@ -9,6 +9,7 @@ from distune.config.job import CriterionSpec
 from distune.evaluation.criterion import better, target_accuracy
 from distune.journal.record import Record
 from distune.journal.replay import Known, known_results
+from distune.report import words
 from distune.report.build import latency_figures
 from distune.report.result import (
     SCHEMA_VERSION,
@@ -31,6 +32,7 @@ def rebuilt_result(
     records: Sequence[Record],
     held: Sequence[Mapping[str, Any]],
     groups: Mapping[str, str],
+    counted: frozenset[str],
     configs: Mapping[int, TuningConfig],
 ) -> RunResult:
     """The result of what was done so far.
@@ -39,6 +41,7 @@ def rebuilt_result(
         records: All records of the journal.
         held: Its decisions that hold.
         groups: Group of each op, in graph order.
+        counted: Ops with weights.
         configs: Tuning config of each trial.
     """
     header = records[0].data
@@ -48,6 +51,7 @@ def rebuilt_result(
     fp32 = baseline.body.value if baseline is not None and isinstance(baseline.body, Accuracy) else None
     trials = tuple(_trial(decision, configs, known) for decision in held if _is_new_trial(decision, configs))
     ranks = {known_one.meta["rank"] for known_one in known.values() if known_one.meta.get("rank") is not None}
+    impact = _impact(held, groups, configs, spec.higher_is_better)
     end = max((float(one.meta.get("end_s") or 0.0) for one in known.values()), default=0.0)
     return RunResult(
         schema_version=SCHEMA_VERSION,
@@ -70,9 +74,9 @@ def rebuilt_result(
         baseline=None
         if baseline is None or not isinstance(baseline.body, Accuracy)
         else Baseline(fp32, baseline.body.metrics, None, None),
-        best=_best(trials, configs, groups, spec),
+        best=_best(trials, configs, groups, counted, impact, spec),
         fallback_order=next((tuple(d["order"]) for d in reversed(held) if d.get("kind") == "order"), ()),
-        op_impact=_impact(held, groups, spec.higher_is_better),
+        op_impact=impact,
         given_back=next((tuple(d["given_back"]) for d in reversed(held) if d.get("kind") == "refine"), ()),
         groups=_groups(groups),
         pareto=(),
@@ -134,7 +138,12 @@ def _trial(decision: Mapping[str, Any], configs: Mapping[int, TuningConfig], kno
 
 
 def _best(
-    trials: Sequence[TrialEntry], configs: Mapping[int, TuningConfig], groups: Mapping[str, str], spec: CriterionSpec
+    trials: Sequence[TrialEntry],
+    configs: Mapping[int, TuningConfig],
+    groups: Mapping[str, str],
+    counted: frozenset[str],
+    impact: Mapping[str, float | None],
+    spec: CriterionSpec,
 ) -> Best | None:
     """The first trial that met, else the best accuracy so far."""
     best: TrialEntry | None = None
@@ -148,7 +157,10 @@ def _best(
             best = trial
     if best is None:
         return None
+    modes = {name: option.mode for name, option in configs[best.id].ops}
     quantized = set(configs[best.id].quantized_ops)
+    kept = tuple(name for name in groups if name not in quantized)
+    choice = best.stage + (f" ({best.label})" if best.label else "")
     return Best(
         trial=best.id,
         best_effort=best.verdict != "met",
@@ -158,33 +170,46 @@ def _best(
         latency=best.latency,
         size_bytes=best.size_bytes,
         footprint_bytes=None,
-        ops_total=len(groups),
-        ops_quantized=len(quantized),
+        ops_total=len(counted),
+        ops_quantized=len(quantized & counted),
         ops_executed_int8=None,
-        fallback_ops=tuple(name for name in groups if name not in quantized),
-        fallback_reasons={},
+        fallback_ops=kept,
+        fallback_reasons={
+            name: words.kept_because(modes.get(name, "fp32"), impact.get(groups[name]), choice, name, groups[name])
+            for name in kept
+        },
     )
 
 
 def _impact(
-    held: Sequence[Mapping[str, Any]], groups: Mapping[str, str], higher_is_better: bool
+    held: Sequence[Mapping[str, Any]],
+    groups: Mapping[str, str],
+    configs: Mapping[int, TuningConfig],
+    higher_is_better: bool,
 ) -> dict[str, float | None]:
-    """Gains of the trials that change one group alone over the config that their stage started from.
+    """Gains of the trials that change one group alone, over the trial that differs from them in that group only.
 
     A ranking stage labels its candidates by group; it may have been killed before it came to an order.
     """
     named = set(groups.values())
-    accuracy: dict[str, float] = {}
-    base, impact = "", dict[str, float | None]()
+    bases: list[tuple[TuningConfig, float]] = []
+    impact: dict[str, float | None] = {}
     for decision in held:
-        if decision.get("kind") == "stage":
-            base = decision["base"]
-        elif decision.get("kind") == "trial" and decision["accuracy"] is not None:
-            accuracy[decision["config_hash"]] = decision["accuracy"]
-            if decision["label"] in named and base in accuracy:
-                gain = decision["accuracy"] - accuracy[base]
-                impact[decision["label"]] = gain if higher_is_better else -gain
+        if decision.get("kind") != "trial" or decision["accuracy"] is None or decision["trial"] not in configs:
+            continue
+        config, accuracy, label = configs[decision["trial"]], decision["accuracy"], decision["label"]
+        if label not in named:
+            bases.append((config, accuracy))
+            continue
+        base = next((value for other, value in bases if _changed_groups(other, config, groups) == {label}), None)
+        if base is not None:
+            impact[label] = accuracy - base if higher_is_better else base - accuracy
     return impact
+
+
+def _changed_groups(one: TuningConfig, other: TuningConfig, groups: Mapping[str, str]) -> set[str]:
+    pairs = zip(one.ops, other.ops, strict=True)
+    return {groups.get(name, name) for (name, mine), (_, others) in pairs if mine != others}
 
 
 def _groups(groups: Mapping[str, str]) -> tuple[Group, ...]:

@@ -156,6 +156,21 @@ def activity(event: events.WorkersBusy) -> str:
     )
 
 
+def kept_because(mode: str, gain: float | None, choice: str, name: str, group: str) -> str:
+    """Why an op is kept in floating point.
+
+    Args:
+        mode: ``fp32``, ``bf16`` or ``fp16``.
+        gain: What its group gained alone in floating point; ``None`` where that is not known.
+        choice: Stage, and label, of the trial that is kept.
+    """
+    with_group = "" if group == name else f"{WITH_GROUP}{group}"
+    if gain is None:
+        return f"{mode} by the choice of stage {choice}{with_group}"
+    effect = f"improves accuracy by {gain:.4g}" if gain > 0 else f"changes accuracy by {-abs(gain):.4g}"
+    return f"alone in {mode} it {effect}{with_group}"
+
+
 def kept(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     """Ops kept in floating point and why, those with one reason in one row, an op's group behind it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ def test_it_shows_what_the_run_compared(tmp_path: Path, capsys: pytest.CaptureFi
     job.document["tuning"]["diagnosis"] = {"diagnosis_after_tuning": True, "inspect_type": "all"}
     assert main(job.arguments("--quiet")) == 0
     capsys.readouterr()
+    assert {"activation", "weight"} <= set(json.loads((job.workspace / "diagnosis.json").read_text())["fc1"])
     assert main(["inspect", str(job.workspace), "--op", "fc1"]) == 0
     shown = capsys.readouterr().out
     for word in ("fc1", "activation", "weight", "SQNR", "dB", "quantized", "█"):

@@ -31,6 +31,14 @@ def test_a_killed_run_is_told_from_its_journal(tmp_path: Path) -> None:
     assert result.best.fallback_ops == ("conv_b",)
 
 
+def test_what_ops_gained_is_told_over_what_their_stage_started_from(tmp_path: Path) -> None:
+    """The best config so far need not be the base of the fallback: it may be slower than fp32."""
+    result = Evidence.read(killed_run(tmp_path, NAMES, [0.5, 0.55, 0.89], best_base=0.7)).result
+    assert result.op_impact == {"conv_a": pytest.approx(0.05), "conv_b": pytest.approx(0.39)}
+    assert result.best is not None
+    assert result.best.fallback_reasons == {"conv_b": "alone in fp32 it improves accuracy by 0.39"}
+
+
 def test_the_trial_that_met_is_the_best_of_a_killed_run(tmp_path: Path) -> None:
     evidence = Evidence.read(killed_run(tmp_path, NAMES, [0.5, 0.892, 0.899]))
     assert evidence.result.best is not None

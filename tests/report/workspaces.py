@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from distune.config.job import ModelSpec, TuningJob
@@ -28,6 +29,7 @@ def killed_run(
     *,
     latencies: dict[int, float] | None = None,
     low: dict[int, float] | None = None,
+    best_base: float | None = None,
 ) -> Path:
     """A workspace whose run was killed in its ranking stage: a journal, and no result.
 
@@ -37,6 +39,7 @@ def killed_run(
             has 0.9. Sizes are 1000 bytes for the default and 10 more for every trial after it.
         latencies: Ratio by trial id, with an interval of 0.01 to either side.
         low: Lower bound of the accuracy by trial id, for an early verdict; the accuracy is the upper one.
+        best_base: Accuracy of a config that no op's fallback starts from, judged last of all: weights per tensor.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with Journal.open(folder / "journal.jsonl", signature(JOB, "digest")) as journal:
@@ -66,7 +69,19 @@ def killed_run(
             if ratio is not None:
                 measured = Latency(ratio, ratio - 0.01, ratio + 0.01, ratio, 1.0, 1, 1, 9, "node1")
                 _result(journal, MeasureLatency(chosen), measured, 1.9 + index, 2.0 + index)
+            if index == 0 and best_base is not None:
+                _rival(journal, decisions, names, len(accuracies) + 1, best_base)
     return folder
+
+
+def _rival(journal: Journal, decisions: DecisionLog, names: list[str], number: int, accuracy: float) -> None:
+    """A trial of its own stage, which becomes the base that the journal names."""
+    stage, per_tensor = "op-type-wise", replace(INT8, weight=TensorConfig("int8"))
+    chosen = TuningConfig(tuple((name, per_tensor) for name in names), sampling_size=10)
+    _result(journal, Judge(chosen), _accuracy(accuracy, None, 900), 1.9, 2.0)
+    told = {"stage": stage, "trial": number, "config_hash": chosen.hash, "config": chosen.to_compact()}
+    decisions.add(kind="trial", index=0, label="per tensor", verdict="not_met", accuracy=accuracy, again=False, **told)
+    decisions.add(kind="stage", stage=stage, judged=1, base=chosen.hash, order=[], stopped=None)
 
 
 def _candidate(names: list[str], index: int) -> tuple[str, TuningConfig]:

@@ -152,8 +152,8 @@ def _fallback(result: RunResult) -> str:
     best = result.best
     if best is None or not best.fallback_ops:
         return "<p>No op had to go back to floating point.</p>"
-    rows = [(name, best.fallback_reasons.get(name, "")) for name in best.fallback_ops]
-    return _table(("kept in floating point", "because"), rows)
+    untold = {name: "" for name in best.fallback_ops if name not in best.fallback_reasons}
+    return _table(("kept in floating point", "because"), words.kept({**best.fallback_reasons, **untold}))
 
 
 def _settings(evidence: Evidence) -> str:
@@ -185,7 +185,7 @@ def _pairs(values: Mapping[str, object]) -> str:
 def _reproduce(evidence: Evidence) -> str:
     lines = [f"# seed {evidence.result.seed}, {words.rank_count(evidence.result.ranks)}"]
     lines += ["python -m distune run CONFIG.yaml --fresh      # the same winner with any number of ranks"]
-    if evidence.result.best is not None:
+    if evidence.result.best is not None and evidence.ended:
         lines += ["python -m distune export best/tuning_config.yaml --model FP32_MODEL --output quantized"]
     return f"<pre>{_text(chr(10).join(lines))}</pre>"
 
@@ -233,7 +233,8 @@ script-src 'unsafe-inline'; img-src data:">
 <section id="timeline" hidden><h2>Who did what, when</h2><div class="chart" id="timeline-chart"></div></section>
 <section><h2>Stages</h2>{stages}</section>
 <section id="diagnosis" hidden><h2>Distributions</h2>
-<p class="note">Tensors on calibration data, counts on a logarithmic scale; dashed: the range that is quantized.</p>
+<p class="note">Tensors on calibration data, the ops with the lowest SQNR first; counts on a logarithmic scale; \
+dashed: the range that is quantized.</p>
 <div class="chart grid" id="diagnosis-charts"></div></section>
 <section id="trials" hidden><h2>Trials</h2>
 <div class="controls"><label>Filter <input id="filter" type="search" placeholder="stage, op, recipe, reason"></label>

@@ -37,7 +37,7 @@
     const size = [1, 2, 5, 10].map((factor) => factor * step).find((s) => (high - low) / s <= wanted) || step;
     const digits = Math.max(0, -Math.floor(Math.log10(size) + 1e-9));
     const found = [];
-    for (let v = Math.ceil(low / size) * size; v <= high + size * 1e-6; v += size) found.push([v, v.toFixed(digits)]);
+    for (let v = Math.ceil(low / size) * size; v <= high + size * 1e-6; v += size) found.push([v, (v + 0).toFixed(digits).replace(/^-(0(\.0*)?)$/, "$1")]);
     return found;
   }
   const scale = ([from, to], [start, end]) => (v) => start + ((v - from) / (to - from || 1)) * (end - start);
@@ -89,6 +89,9 @@
     });
   }
 
+  // Charts are drawn as wide as the page is, so that their letters stay as large on a phone.
+  const WIDTH = Math.max(300, Math.min(920, document.querySelector("main").clientWidth - 28));
+  const along = (wanted) => Math.max(3, Math.round((wanted * WIDTH) / 920));
   function frame(width, height, label) {
     return svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label, tabindex: 0 });
   }
@@ -134,8 +137,8 @@
   function pareto(cost) {
     const [key, name, write] = COSTS.find(([id]) => id === cost);
     const trials = data.trials.filter((t) => t.accuracy !== null && t[key] !== null);
-    const box = { left: 62, right: 900, top: 28, bottom: 360 };
-    const chart = frame(920, 404, "Accuracy of every trial against its cost");
+    const box = { left: 62, right: WIDTH - 20, top: 28, bottom: 360 };
+    const chart = frame(WIDTH, 404, "Accuracy of every trial against its cost");
     const xs = trials.map((t) => t[key]);
     if (key === "ratio") xs.push(1);
     else if (data.fp32 && data.fp32.size) xs.push(data.fp32.size);
@@ -145,7 +148,7 @@
     const pad = ([low, high], share) => [low - (high - low || Math.abs(high) || 1) * share, high + (high - low || Math.abs(high) || 1) * share];
     const xRange = pad(range(xs), 0.05), yRange = pad(range(ys), 0.06);
     const x = scale(xRange, [box.left, box.right]), y = scale(yRange, [box.bottom, box.top]);
-    const xTicks = ticks(...xRange, 8).map(([v, text]) => [v, key === "size" ? write(Math.max(0, v)) : text]);
+    const xTicks = ticks(...xRange, along(8)).map(([v, text]) => [v, key === "size" ? write(Math.max(0, v)) : text]);
     axes(chart, box, x, y, xTicks, ticks(...yRange, 6), name, "accuracy");
     if (data.target !== null) {
       chart.append(svg("line", { class: "target", x1: box.left, x2: box.right, y1: y(data.target), y2: y(data.target) }));
@@ -196,14 +199,14 @@
   function sensitivity(order) {
     const rows = data.impact.filter(([, gain]) => gain !== null);
     if (order === "rank") rows.sort((a, b) => b[1] - a[1]);
-    const step = 20, box = { left: 240, right: 880, top: 22, bottom: 22 + rows.length * step };
-    const chart = frame(920, box.bottom + 40, "Accuracy gained by returning each op to floating point");
+    const step = 20, box = { left: Math.min(240, 0.4 * WIDTH), right: WIDTH - 40, top: 22, bottom: 22 + rows.length * step };
+    const chart = frame(WIDTH, box.bottom + 40, "Accuracy gained by returning each op to floating point");
     const [low, high] = range(rows.map(([, gain]) => gain).concat(0));
     const x = scale([low, high === low ? low + 1 : high], [box.left, box.right]);
-    axes(chart, box, x, (v) => v, ticks(low, high === low ? low + 1 : high, 7), [], "accuracy gained", "");
+    axes(chart, box, x, (v) => v, ticks(low, high === low ? low + 1 : high, along(7)), [], "accuracy gained", "");
     rows.forEach(([name, gain, mode, count], index) => {
       const top = box.top + index * step;
-      chart.append(svg("text", { x: box.left - 8, y: top + 14, "text-anchor": "end" }, short(name, 34)));
+      chart.append(svg("text", { x: box.left - 8, y: top + 14, "text-anchor": "end" }, short(name, Math.floor(box.left / 7))));
       const mark = svg("rect", {
         class: "mark", x: Math.min(x(0), x(gain)), y: top + 3, width: Math.max(2, Math.abs(x(gain) - x(0))), height: step - 6,
         fill: css(colourOf(mode)), rx: 2,
@@ -229,11 +232,11 @@
     if (!spans.length) return;
     const ranks = [...new Set(spans.map(([rank]) => rank))].sort((a, b) => a - b);
     const lane = Math.max(12, Math.min(26, 400 / ranks.length));
-    const box = { left: 62, right: 900, top: 12, bottom: 12 + ranks.length * lane };
-    const chart = frame(920, box.bottom + 40, "What each rank did, over time");
+    const box = { left: 62, right: WIDTH - 20, top: 12, bottom: 12 + ranks.length * lane };
+    const chart = frame(WIDTH, box.bottom + 40, "What each rank did, over time");
     const end = Math.max(...spans.map((span) => span[3]));
     const x = scale([0, end], [box.left, box.right]);
-    axes(chart, box, x, (v) => v, ticks(0, end, 9), [], "seconds since the run began", "");
+    axes(chart, box, x, (v) => v, ticks(0, end, along(9)), [], "seconds since the run began", "");
     ranks.forEach((rank, index) => chart.append(svg("text", { x: box.left - 6, y: box.top + index * lane + lane / 2 + 4, "text-anchor": "end" }, `rank ${rank}`)));
     for (const [rank, kind, from, to, label] of spans) {
       const mark = svg("rect", {
@@ -276,6 +279,7 @@
     listen(chart);
     return chart;
   }
+  const SHOWN = 6; // the others are behind a click
   function figures(shown) {
     const parts = [];
     if (typeof shown.sqnr_db === "number") parts.push(`SQNR ${shown.sqnr_db.toFixed(1)} dB`);
@@ -284,8 +288,10 @@
     return parts.join(", ");
   }
   function diagnosis() {
+    const worst = ([, tensors]) => Math.min(...Object.values(tensors).map((shown) => shown.sqnr_db ?? 1 / 0));
     const ops = Object.entries(data.diagnosis).filter(([, tensors]) => Object.keys(tensors).length);
     if (!ops.length) return;
+    ops.sort((one, other) => worst(one) - worst(other) || 0);
     const panels = ops.map(([name, tensors]) => {
       const panel = html("div", {}, html("h3", {}, name));
       for (const [kind, shown] of Object.entries(tensors)) {
@@ -295,8 +301,11 @@
       return panel;
     });
     byId("diagnosis").hidden = false;
-    byId("diagnosis-charts").replaceChildren(...panels);
-    byId("diagnosis").append(legend([["float", "fp32"], ["quantized", "quantized (line)"]]));
+    byId("diagnosis-charts").before(legend([["float", "fp32"], ["quantized", "quantized (line)"]]));
+    byId("diagnosis-charts").replaceChildren(...panels.slice(0, SHOWN));
+    if (panels.length <= SHOWN) return;
+    const more = html("div", { class: "chart grid" }, ...panels.slice(SHOWN));
+    byId("diagnosis").append(html("details", {}, html("summary", {}, `${panels.length - SHOWN} more`), more));
   }
 
   // -------------------------------------------------------------------------------------------------------- trials
