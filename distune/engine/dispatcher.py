@@ -236,14 +236,7 @@ class Dispatcher:
         Raises:
             Interrupted, TransportError: See ``pump``.
         """
-        found: dict[int, Outcome] = {}
-        while True:
-            for task_id in task_ids:
-                if task_id not in found and (outcome := self.take(task_id)) is not None:
-                    found[task_id] = outcome
-            if len(found) == len(set(task_ids)):
-                return [found[task_id] for task_id in task_ids]
-            self.pump()
+        return self.wait_until(lambda: False, task_ids)
 
     def wait_until(self, over: Callable[[], bool], task_ids: Sequence[int]) -> list[Outcome]:
         """As ``wait``, until ``over``: the outcomes that are there then, in the order of ``task_ids``; drops the rest.
