@@ -35,18 +35,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("real", "simulated", "master")
 CONFIG = ROOT / "launch" / "examples" / "mobilenetv1.yaml"
 SETTINGS = (
-    "evaluation.accuracy.dataloader.dataset.Npz.limit=500",
+    "evaluation.accuracy.dataloader.dataset.Npz.limit=400",
     "evaluation.accuracy.dataloader.batch_size=50",
-    "tuning.accuracy_criterion.relative=1e-9",
-    "tuning.exit_policy.max_trials=44",
-    "tuning.strategy.strategy_kwargs={op_type_wise_trials: 4}",
-    "tuning.refine_trials=0",
+    "quantization.recipes={fast_bias_correction: false, cross_layer_equalization: false, adaround: false}",
+    "tuning.exit_policy.timeout=100000",
+    "tuning.exit_policy.max_trials=36",
+    "tuning.strategy.strategy_kwargs={op_type_wise_trials: 3}",
+    "tuning.objective=modelsize",
     "tuning.ranking=full",
+    "tuning.refine_trials=0",
 )
-"""A run that goes through all stages: default, corrections, op types, 25 groups one by one, accumulated."""
+"""A run that goes on after success: default, op types, 18 groups one by one, accumulated."""
 
 RANKING = "instance-wise fallback"
-STRATEGIES = ("basic", "mse", "mse_v2", "knapsack", "conservative", "random")
+STRATEGIES = ("basic", "mse", "knapsack", "conservative", "random")
 COUNTS = tuple(2**power for power in range(11))
 UNBOUNDED = 8192
 OPS = 300
