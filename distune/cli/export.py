@@ -53,6 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
         weights="" if arguments.weights is None else str(arguments.weights.resolve()),
         example_inputs=arguments.example_inputs or saved.deploy.get("example_inputs"),
         trust_pickle=arguments.trust_pickle,
+        parts=saved.deploy.get("parts"),
     )
     if arguments.format is not None and saved.framework != "pytorch":
         raise UsageError(f"--format is for PyTorch models; this config is of framework {saved.framework}")

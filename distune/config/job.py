@@ -68,6 +68,10 @@ class ModelSpec:
         example_inputs: PyTorch: what the module is exported with: ``file.py:name`` of inputs or of a function that
             gives them, shapes and dtypes by input name, or live inputs; ``None`` takes a batch of the data.
         trust_pickle: PyTorch: the weights may be read by pickle, which runs code that the file holds.
+        partition: PyTorch: ``none`` exports the module as a whole; ``auto`` its largest submodules that can be exported
+            where ``torch.export`` refuses the whole.
+        exclude: PyTorch: regular expressions of paths of submodules that stay eager; the rest is exported in parts.
+        parts: PyTorch: which submodules were exported when a saved config was found, and with which inputs.
     """
 
     framework: str
@@ -80,6 +84,9 @@ class ModelSpec:
     weights: str = ""
     example_inputs: Any = None
     trust_pickle: bool = False
+    partition: Literal["none", "auto"] = "none"
+    exclude: tuple[str, ...] = ()
+    parts: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ key                              meaning
 ``model.path``                   The fp32 model file (1.x handed it over in Python); PyTorch: ``file.py:builder``.
 ``model.weights``                PyTorch: file of the weights; ``trust_pickle: true`` lets pickle read it. Beside it
                                  ``example_inputs``, with which the module is exported (a batch of the data by default).
+``model.partition``              PyTorch: ``auto`` quantizes the largest submodules that ``torch.export`` can read where
+                                 it refuses the whole, and leaves the rest eager; ``exclude`` names submodules (regular
+                                 expressions of their paths) that stay eager in any case.
 ``quantization.quant_level``     ``auto``, ``0``/``O0`` or ``1``/``O1`` (as in the 2.x Python classes); 1 by default.
 ``quantization.recipes.*``       The recipes of 2.x beside those of 1.x.
 ``*.weight.bits``                Width of weight-only weights; ``group_size``: input channels that share a scale.
@@ -46,7 +49,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -138,6 +141,14 @@ class Model(Section):
 
     @classmethod
     def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
+    partition: Literal["none", "auto"] = Field(
+        "none",
+        description="PyTorch: auto quantizes the largest submodules that torch.export can read where it refuses the "
+        "whole module, and leaves the rest eager.",
+    )
+    exclude: Names = Field(
+        (), description="PyTorch: paths of submodules that stay eager, as regular expressions; the rest is taken apart."
+    )
         path, told = data.get("path"), data.get("framework", "NA") != "NA"
         if path is None:
             yield Fault("'path' is missing: the model file, relative to this configuration", (), "key")

@@ -115,6 +115,8 @@ def _model(model: Model) -> ModelSpec:
         example_inputs=model.example_inputs,
         trust_pickle=model.trust_pickle,
     )
+        partition=model.partition,
+        exclude=model.exclude,
 
 
 def _dataloader(dataloader: Dataloader) -> DataloaderSpec:

@@ -39,7 +39,7 @@ from distune.backends.pytorch.hessian import LOSS, hessian_scores, resolve_loss 
 from distune.backends.pytorch.lowering import execution  # noqa: E402
 from distune.backends.pytorch.model import load_module  # noqa: E402
 from distune.backends.pytorch.probes import last_nodes, op_mse  # noqa: E402
-from distune.backends.pytorch.program import described_inputs, export_module, saved_program  # noqa: E402
+from distune.backends.pytorch.program import described_inputs, saved_program  # noqa: E402
 from distune.backends.pytorch.quantizer import Range, WeightScales, needed_ranges  # noqa: E402
 from distune.backends.pytorch.recipes.correction import correct, restore  # noqa: E402
 from distune.backends.pytorch.recipes.layers import layers  # noqa: E402
@@ -50,6 +50,7 @@ from distune.backends.pytorch.recipes.variants import (  # noqa: E402
     rewritten,
 )
 from distune.backends.pytorch.runnable import DeployedModel, GraphModel, state_bytes  # noqa: E402
+from distune.backends.pytorch.submodules import described_parts, exported  # noqa: E402
 from distune.backends.pytorch.weight_only import (  # noqa: E402
     WEIGHT_ONLY_RECIPES,
     WeightOnlyWriter,
@@ -85,7 +86,7 @@ class PyTorchBackend(Backend):
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(job.seed)
         self._loaded = load_module(job.model, list(_examples(job)))
-        self._exported = export_module(self._loaded)
+        self._exported = exported(self._loaded, job.model)
         self._model = self._exported.folded()
         asked = {
             dtype for rule in job.constraints for role in (rule.weight, rule.activation) for dtype in _dtypes(role)
@@ -109,7 +110,7 @@ class PyTorchBackend(Backend):
         self._rewritten: dict[tuple[Variant, int], ModuleVariant] = {}
         self._calibrated_with = 0
         self._reduce_range = needs_reduce_range()
-        self._compiled = CompiledModels(job.workspace)
+        self._compiled = CompiledModels(job.workspace, self._exported.partition)
 
     def facts(self) -> ModelFacts:
         return ModelFacts(
@@ -335,6 +336,8 @@ class PyTorchBackend(Backend):
     ) -> ExportedModel:
         module, _, done = self._quantized(variant, config, ranges, weights, reduce_range, corrected)
         deploy: dict[str, Any] = {"example_inputs": described_inputs(self._model)}
+        if self._model.partition is not None:
+            deploy["parts"] = described_parts(self._model.partition)
         if config.quantized_ops:
             deploy["ranges"] = {name: list(each) for name, each in ranges.items()}
             deploy["reduce_range"] = reduce_range

@@ -78,6 +78,8 @@ def inspect(model: ExportedModule, halves: Collection[str] = ()) -> Capability:
         replace(info, options=(*info.options[:-1], *precisions, FP32)) if info.op_type in HALF_TYPES else info
         for info in found.values()
     )
+    if model.partition is not None:
+        excluded += [(path, kind, f"stays eager: {why}") for path, kind, why in model.partition.left]
     return Capability(ops, tuple(first_and_last(ops, HALF_TYPES, "convolution or Linear")), tuple(excluded))
 
 

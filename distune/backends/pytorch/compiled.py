@@ -24,6 +24,7 @@ from torch._inductor import config as inductor
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.fx import GraphModule, Node
 
+from distune.backends.pytorch.partition import Partition
 from distune.backends.pytorch.runnable import intra_op_threads
 from distune.errors import TrialError, UsageError
 
@@ -92,15 +93,46 @@ class Compiled:
         return run_once
 
 
+class CompiledParts:
+    """A model that was taken apart: its parts compiled, the rest of it the user's own code.
+
+    Args:
+        module: The joined graph.
+        partition: How to take it apart.
+    """
+
+    def __init__(self, module: GraphModule, partition: Partition, threads: int) -> None:
+        self._threads = threads
+        self._parts = {path: Compiled(part, threads) for path, part in partition.split(module).items()}
+        self._whole = partition.assembled(self._parts)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on compiling so far, the first runs included."""
+        return sum(part.seconds for part in self._parts.values())
+
+    def __call__(self, *arguments: torch.Tensor | None) -> Any:
+        """As ``Compiled``."""
+        with torch.no_grad(), intra_op_threads(self._threads):
+            return self._whole(*arguments)
+
+    def closure(self, *arguments: torch.Tensor | None) -> Callable[[], object]:
+        """As ``Compiled``; the user's code decides which parts run."""
+        self(*arguments)
+        return lambda: self(*arguments)
+
+
 class CompiledModels:
     """Compiled models by the hash of their config, the least used given up first.
 
     Args:
         workspace: Folder of the run, in which compiled kernels are kept for its other ranks and for the next start.
+        partition: How the module was taken apart, where it was.
     """
 
-    def __init__(self, workspace: str) -> None:
-        self._models: OrderedDict[tuple[str, int], Compiled] = OrderedDict()
+    def __init__(self, workspace: str, partition: Partition | None = None) -> None:
+        self._partition = partition
+        self._models: OrderedDict[tuple[str, int], Compiled | CompiledParts] = OrderedDict()
         self._own_cache = ""
         if _CACHE_VARIABLE not in os.environ:
             if workspace and Path(workspace).is_dir():
@@ -117,10 +149,11 @@ class CompiledModels:
         """Spent on compiling a model so far."""
         return self._models[at].seconds if at in self._models else 0.0
 
-    def get(self, at: tuple[str, int], module: GraphModule) -> Compiled:
+    def get(self, at: tuple[str, int], module: GraphModule) -> Compiled | CompiledParts:
         """The compiled model of ``(key, threads)``: that of ``module`` where there is none yet."""
         if at not in self._models:
-            self._models[at] = Compiled(module, at[1])
+            parts = self._partition
+            self._models[at] = Compiled(module, at[1]) if parts is None else CompiledParts(module, parts, at[1])
             while len(self._models) > _KEPT:
                 self._models.popitem(last=False)
         self._models.move_to_end(at)
@@ -144,7 +177,7 @@ class CompiledHandle:
     at: tuple[str, int]
     module: GraphModule
 
-    def get(self) -> Compiled:
+    def get(self) -> Compiled | CompiledParts:
         """The compiled model; it compiles as it meets shapes."""
         return self.models.get(self.at, self.module)
 

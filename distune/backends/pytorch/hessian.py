@@ -121,6 +121,10 @@ def hessian_scores(
     Raises:
         UserCodeError, UsageError, TrialError: As ``loss_of`` and ``hessian_traces``.
     """
+    if model.partition is not None:
+        raise UsageError(
+            "hawq_v2 differentiates a loss of the whole model, which was exported in parts only; use mse or mse_v2"
+        )
     members = [op for op in capability.ops if op.group in set(groups) and op.has_weight and op.name in config.by_name]
     factors = {op.name: _perturbation(model, op.name, config.by_name[op.name]) for op in members}
     names = dict.fromkeys(model.op[op.name].weight for op in members if factors[op.name] > 0)

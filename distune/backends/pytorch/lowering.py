@@ -34,7 +34,8 @@ class Execution:
 
 def lowered(module: GraphModule, model: ExportedModule) -> GraphModule:
     """The graph after Inductor's freezing passes: constants folded, weights packed for oneDNN."""
-    examples = tuple(example for example in model.example_inputs if example is not None)
+    given = model.example_inputs if model.partition is None else model.partition.examples
+    examples = tuple(example for example in given if example is not None)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about trees and tensors that its passes build
         return lower_pt2e_quantized_to_x86(module, examples)

@@ -35,6 +35,7 @@ class LoadedModule:
         input_names: Names of the parameters of ``forward`` that are fed, in order.
         dynamic_axes: By input name the axes that may have another size in another batch.
         program: The exported program itself where the model came as a ``.pt2`` file.
+        others: What ``module.forward`` is given in other batches of the data.
     """
 
     module: torch.nn.Module
@@ -42,6 +43,7 @@ class LoadedModule:
     input_names: tuple[str, ...]
     dynamic_axes: Mapping[str, tuple[int, ...]]
     program: torch.export.ExportedProgram | None = None
+    others: tuple[tuple[torch.Tensor | None, ...], ...] = ()
 
 
 def load_module(spec: ModelSpec, examples: Sequence[Inputs] = ()) -> LoadedModule:
@@ -76,9 +78,14 @@ def load_module(spec: ModelSpec, examples: Sequence[Inputs] = ()) -> LoadedModul
     first = batches[0]
     parameters = _parameters(module)
     last = max(parameters.index(name) for name in first)
-    arguments = tuple(_at_least_two(first[name]) if name in first else None for name in parameters[: last + 1])
+    arguments, *others = (
+        tuple(_at_least_two(batch[name]) if name in batch else None for name in parameters[: last + 1])
+        for batch in batches
+        if batch.keys() == first.keys()
+    )
     names = tuple(name for name in parameters[: last + 1] if name in first)
-    return LoadedModule(module, arguments, names, {**_dynamic_axes(names, batches), **_described_axes(spec)})
+    dynamic = {**_dynamic_axes(names, batches), **_described_axes(spec)}
+    return LoadedModule(module, arguments, names, dynamic, others=tuple(others))
 
 
 def to_tensor(array: NDArray[Any] | torch.Tensor) -> torch.Tensor:

@@ -11,18 +11,20 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch.export.pt2_archive._package import package_pt2
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
 from distune.backends.base import InputInfo
 from distune.backends.pytorch.model import LoadedModule
+from distune.backends.pytorch.partition import PART, Partition
 from distune.backends.pytorch.refusal import refusal
 from distune.errors import ModelError
 
@@ -121,6 +123,8 @@ class ExportedModule:
         inputs: What is fed.
         output_names: One name an output tensor.
         example_inputs: What it was exported with.
+        partition: How the module was taken apart, where it could not be exported as a whole; the graph holds the graphs
+            of the parts side by side then, and ``program`` is that of the first.
     """
 
     program: torch.export.ExportedProgram
@@ -129,6 +133,7 @@ class ExportedModule:
     inputs: tuple[InputInfo, ...]
     output_names: tuple[str, ...]
     example_inputs: tuple[torch.Tensor | None, ...]
+    partition: Partition | None = None
     op: dict[str, ModuleOp] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -191,7 +196,7 @@ def export_module(loaded: LoadedModule) -> ExportedModule:
     Raises:
         ModelError: ``torch.export`` refuses it; with torch's own reason and the module where it stopped.
     """
-    program = loaded.program if loaded.program is not None else _export(loaded)
+    program = loaded.program if loaded.program is not None else export_program(loaded)
     module = program.module(check_guards=False)
     outputs = next(node for node in module.graph.nodes if node.op == "output").all_input_nodes
     names = _output_names(program, len(outputs))
@@ -199,31 +204,49 @@ def export_module(loaded: LoadedModule) -> ExportedModule:
         program=program,
         graph_module=module,
         ops=find_ops(module),
-        inputs=tuple(_input_info(name, loaded) for name in loaded.input_names),
+        inputs=input_infos(loaded),
         output_names=names,
         example_inputs=loaded.example_inputs,
     )
 
 
 def saved_program(module: GraphModule, model: ExportedModule) -> bytes:
-    """A quantized graph of ``model`` as the bytes of a ``.pt2`` file, its axes dynamic like those of the fp32 model."""
+    """A quantized graph of ``model`` as the bytes of a ``.pt2`` file, its axes dynamic like those of the fp32 model.
+
+    Of a model that was taken apart the file holds a program for each part, by its path.
+    """
     stream = io.BytesIO()
     with quiet():
-        torch.export.save(program_of(module, model), stream)
+        if model.partition is None:
+            torch.export.save(program_of(module, model), stream)
+        else:
+            graphs = model.partition.split(module)
+            programs = {
+                f"{PART}{part.path}": _program(graphs[part.path], part.examples, part.dynamic_axes)
+                for part in model.partition.parts
+            }
+            package_pt2(stream, exported_programs=programs)
     return stream.getvalue()
 
 
 def program_of(module: GraphModule, model: ExportedModule) -> torch.export.ExportedProgram:
     """A quantized graph of ``model`` as a program, its axes dynamic like those of the fp32 model."""
-    auto = torch.export.Dim.AUTO
     infos = iter(model.inputs)
-    shapes: list[dict[int, Any] | None] = []
+    axes = []
     for example in model.example_inputs:
         sizes = () if example is None else next(infos).shape
-        dynamic = {axis: auto for axis, size in enumerate(sizes) if not isinstance(size, int)}
-        shapes.append(None if example is None else dynamic)
+        axes.append(tuple(axis for axis, size in enumerate(sizes) if not isinstance(size, int)))
+    return _program(module, model.example_inputs, axes)
+
+
+def _program(
+    module: GraphModule, examples: tuple[torch.Tensor | None, ...], axes: Sequence[Sequence[int]]
+) -> torch.export.ExportedProgram:
+    auto = torch.export.Dim.AUTO
+    pairs = zip(examples, axes, strict=True)
+    shapes = [None if example is None else dict.fromkeys(dynamic, auto) for example, dynamic in pairs]
     with torch.no_grad(), quiet():
-        return torch.export.export(module, model.example_inputs, dynamic_shapes=tuple(shapes))
+        return torch.export.export(module, examples, dynamic_shapes=tuple(shapes))
 
 
 def described_inputs(model: ExportedModule) -> dict[str, dict[str, Any]]:
@@ -300,7 +323,12 @@ def _is_what_the_module_is_for(op_type: str, kind: str) -> bool:
     return op_type.casefold() == kind.casefold() or (op_type == "BatchNorm" and kind.startswith("BatchNorm"))
 
 
-def _export(loaded: LoadedModule) -> torch.export.ExportedProgram:
+def export_program(loaded: LoadedModule) -> torch.export.ExportedProgram:
+    """``torch.export`` with the dynamic axes of a module.
+
+    Raises:
+        ModelError: It refuses; its own error is the cause.
+    """
     auto = torch.export.Dim.AUTO
     names = iter(loaded.input_names)
     shapes: list[dict[int, Any] | None] = []
@@ -327,6 +355,11 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def input_infos(loaded: LoadedModule) -> tuple[InputInfo, ...]:
+    """What a module is fed."""
+    return tuple(_input_info(name, loaded) for name in loaded.input_names)
 
 
 def _input_info(name: str, loaded: LoadedModule) -> InputInfo:

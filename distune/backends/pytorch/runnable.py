@@ -48,20 +48,20 @@ class GraphModel(RunnableModel):
         self._model = model
         self._threads = threads
         self._compiled = compiled
-        self._eager = module if eager is None else eager
+        self._eager = _runnable(module if eager is None else eager, model)
         self._executed = executed
         self._warnings = tuple(warnings)
 
     def predict(self, feed: Feed) -> Outputs:
         with torch.inference_mode(), intra_op_threads(self._threads):
-            return to_arrays(self._eager(*arguments_of(self._model, feed)))
+            return to_arrays(self._eager(*fed(self._model, feed)))
 
     def timed(self, feed: Feed) -> Callable[[], object]:
-        return self._compiled.get().closure(*arguments_of(self._model, feed))
+        return self._compiled.get().closure(*fed(self._model, feed))
 
     @property
     def native(self) -> torch.nn.Module:
-        return self._module
+        return _runnable(self._module, self._model)
 
     @cached_property
     def size_bytes(self) -> int:
@@ -97,13 +97,24 @@ class DeployedModel(GraphModel):
     """The same model, judged as it is deployed: compiled."""
 
     def predict(self, feed: Feed) -> Outputs:
-        return to_arrays(self._compiled.get()(*arguments_of(self._model, feed)))
+        return to_arrays(self._compiled.get()(*fed(self._model, feed)))
+
+
+def fed(model: ExportedModule, feed: Feed) -> tuple[torch.Tensor | None, ...]:
+    """The arguments of the module's ``forward`` in order."""
+    names = iter(info.name for info in model.inputs)
+    return tuple(None if example is None else to_tensor(feed[next(names)]) for example in model.example_inputs)
 
 
 def arguments_of(model: ExportedModule, feed: Feed) -> tuple[torch.Tensor | None, ...]:
-    """The arguments of ``forward`` in order."""
-    names = iter(info.name for info in model.inputs)
-    return tuple(None if example is None else to_tensor(feed[next(names)]) for example in model.example_inputs)
+    """The arguments of the module's graph in order: those of ``forward``, or of all parts of a module taken apart."""
+    given = fed(model, feed)
+    return given if model.partition is None else model.partition.arguments(given)
+
+
+def _runnable(module: GraphModule, model: ExportedModule) -> torch.nn.Module:
+    partition = model.partition
+    return module if partition is None else partition.assembled(partition.split(module))
 
 
 class intra_op_threads:
