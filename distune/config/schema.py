@@ -138,9 +138,6 @@ class Model(Section):
         "them, or '{input: {shape: [2, 3, 32, 32], dtype: float32}}'; a batch of the data by default.",
     )
     trust_pickle: Flag = Field(False, description="PyTorch: pickle, which runs code in a file, may read the weights.")
-
-    @classmethod
-    def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
     partition: Literal["none", "auto"] = Field(
         "none",
         description="PyTorch: auto quantizes the largest submodules that torch.export can read where it refuses the "
@@ -149,6 +146,9 @@ class Model(Section):
     exclude: Names = Field(
         (), description="PyTorch: paths of submodules that stay eager, as regular expressions; the rest is taken apart."
     )
+
+    @classmethod
+    def check_keys(cls, data: Mapping[str, Any], context: Context) -> Iterator[Fault]:
         path, told = data.get("path"), data.get("framework", "NA") != "NA"
         if path is None:
             yield Fault("'path' is missing: the model file, relative to this configuration", (), "key")

@@ -114,9 +114,9 @@ def _model(model: Model) -> ModelSpec:
         weights=model.weights,
         example_inputs=model.example_inputs,
         trust_pickle=model.trust_pickle,
-    )
         partition=model.partition,
         exclude=model.exclude,
+    )
 
 
 def _dataloader(dataloader: Dataloader) -> DataloaderSpec:
