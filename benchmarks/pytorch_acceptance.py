@@ -8,7 +8,7 @@ PyTorch and the ONNX Runtime backend on the same data: the two may differ by 0.3
     DISTUNE_ASSETS=... python benchmarks/pytorch_acceptance.py [--only NAME] [--strategy NAME] [--ranks 1]
         [--limit 1000] [--no-agreement] [--json pytorch_acceptance.json]
 
-The exit code is 1 where a promise was missed. A run that the JSON file holds already is not run again.
+The exit code is 1 where a promise was missed. A finished run that the JSON file holds is not run again.
 """
 
 from __future__ import annotations
@@ -332,7 +332,8 @@ def _read(path: Path | None) -> tuple[list[Run], list[Agreement]]:
     if path is None or not path.is_file():
         return [], []
     kept: dict[str, Any] = json.loads(path.read_text())
-    return [Run(**each) for each in kept["runs"]], [Agreement(**each) for each in kept["agreements"]]
+    finished = [Run(**each) for each in kept["runs"] if not each["error"]]
+    return finished, [Agreement(**each) for each in kept["agreements"]]
 
 
 def _write(path: Path | None, runs: Sequence[Run], agreements: Sequence[Agreement]) -> None:
