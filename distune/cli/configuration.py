@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distune.api.names import known_names
-from distune.config.load import LoadedConfig, load_config
+if TYPE_CHECKING:
+    from distune.config.load import LoadedConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,9 @@ def read(arguments: argparse.Namespace) -> LoadedConfig:
     Raises:
         ConfigError: Lists every problem.
     """
+    from distune.api.names import known_names
+    from distune.config.load import load_config
+
     loaded = load_config(arguments.config, arguments.set, known_names())
     for warning in loaded.warnings:
         print(f"distune: warning: {warning}", file=sys.stderr)

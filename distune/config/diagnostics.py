@@ -62,13 +62,18 @@ def config_error(source: str, problems: Iterable[Problem]) -> ConfigError:
     return ConfigError(f"{source}: {count} in the configuration\n{body}")
 
 
+_SAME = {"latency": "performance", "speed": "performance", "size": "modelsize", "memory": "footprint"}
+"""Other words for a name, too different from it to be near."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?``, else what is known."""
     names = sorted(known)
     folded = {candidate.casefold(): candidate for candidate in reversed(names)}  # of aliases the capitalised one
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.55)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}?"
+    meant = folded[close[0]] if close else _SAME.get(name.casefold())
+    if meant in names:
+        return f"; did you mean {meant!r}?"
     return f"; known: {', '.join(names)}" if names else ""
 
 

@@ -34,7 +34,7 @@ class BatchSettings(Section):
 class Dataloader(BatchSettings):
     """Where samples come from and how they become batches."""
 
-    dataset: Dataset = Field(description="The dataset: its name with its arguments.")
+    dataset: Dataset = Field(description="Name of the dataset, with its arguments.")
 
 
 class Postprocess(Section):

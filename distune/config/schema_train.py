@@ -144,7 +144,8 @@ class Train(Section):
     def check_values(self, context: Context) -> Iterator[Fault]:
         if self.epochs <= self.start_epoch:
             key = "end_epoch" if self.end_epoch is not None else "start_epoch"
-            yield Fault(f"no epoch is trained: they go from {self.start_epoch} up to {self.epochs}", (key,))
+            message = f"no epoch is trained: the last one, {self.epochs}, must be above start_epoch, {self.start_epoch}"
+            yield Fault(message, (key,))
         if self.optimizer is not None and self.optimizer.name == "SGD" and "lr" not in self.optimizer.args:
             yield Fault("SGD needs a learning_rate", ("optimizer",))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from distune.config.diagnostics import did_you_mean
 from distune.config.job import CriterionSpec, ObjectiveName, ObjectiveSpec
 from distune.engine.objective import Baseline, Choice, choose, score
 from distune.errors import UsageError
@@ -105,7 +106,7 @@ def _objectives(evidence: Evidence, question: Question) -> tuple[ObjectiveSpec, 
         return tuple(ObjectiveSpec(**entry) for entry in given)
     known: dict[str, ObjectiveName] = {name: name for name in get_args(ObjectiveName) if name != "metric"}
     if question.objective not in known:
-        raise UsageError(f"--objective {question.objective}: unknown; known: {', '.join(known)}")
+        raise UsageError(f"--objective {question.objective}: unknown{did_you_mean(question.objective, known)}")
     return (ObjectiveSpec(known[question.objective]),)
 
 

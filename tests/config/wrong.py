@@ -154,7 +154,7 @@ CORPUS = [
     Wrong("negative tolerance", "tuning: {accuracy_criterion: {absolute: ▸-0.1}}", ("cannot be negative, got -0.1",)),
     Wrong("tolerance is no number", "tuning: {accuracy_criterion: {relative: ▸.nan}}", ("a share such as 0.01 or 1%",)),
     Wrong("absolute percent", "tuning: {accuracy_criterion: {absolute: ▸1%}}", ("percent goes with 'relative'",)),
-    Wrong("objective", "tuning: {objective: ▸latency}", ("expected one of performance, accuracy",)),
+    Wrong("objective", "tuning: {objective: ▸latency}", ("got 'latency'; did you mean 'performance'?",)),
     Wrong(
         "two ways to say the objective",
         "tuning:\n  objective: footprint\n  ▸multi_objectives: {objective: [performance]}",

@@ -55,7 +55,7 @@ def test_an_early_verdict_may_leave_the_answer_open(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("question", "words"),
-    [(Question(tolerance=-0.1), "0 or more"), (Question(objective="speed"), "known: performance, modelsize")],
+    [(Question(tolerance=-0.1), "0 or more"), (Question(objective="speed"), "did you mean 'performance'")],
 )
 def test_wrong_questions_are_refused(evidence: Evidence, question: Question, words: str) -> None:
     with pytest.raises(UsageError, match=words):
