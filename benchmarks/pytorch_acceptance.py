@@ -185,7 +185,7 @@ def tune(example: Example, strategy: str, ranks: int, limit: int) -> Run:
         overrides.append(f"{LIMIT}={limit}")
     if strategy == "hawq_v2":
         loss = example.loss if ":" in example.loss else f"{Path(__file__).resolve()}:{example.loss}"
-        overrides += [f"tuning.strategy.hawq_v2_loss={loss}", *example.settings]
+        overrides += [f"tuning.strategy.strategy_kwargs.hawq_v2_loss={loss}", *example.settings]
     head = Run(example.name, strategy, ranks, limit, "failed")
     with tempfile.TemporaryDirectory(prefix="distune-acceptance-") as folder:
         options = [word for override in overrides for word in ("--set", override)]
