@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from distune.api.names import known_names
 from distune.api.starter import GAP, guess_task, sketch, starter
 from distune.config.load import load_config
+from tests.cli.jobs import distune
 
 EXAMPLE = Path(__file__).parents[2] / "launch" / "examples" / "digits_dwcnn.onnx"
 
@@ -66,25 +65,17 @@ def test_with_its_gaps_filled_the_configuration_is_valid(tmp_path: Path, kind: l
 
 
 def test_the_command_writes_once_and_says_what_is_left(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "distune", "init", str(EXAMPLE)]
-    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    first = distune(tmp_path, "init", str(EXAMPLE))
     assert first.returncode == 0, first.stderr
     assert "ops with weights: 11 Conv, 1 Gemm" in (tmp_path / "digits_dwcnn.yaml").read_text()
     assert "Left to fill in" in first.stderr
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    second = distune(tmp_path, "init", str(EXAMPLE))
     assert second.returncode == 2
     assert "is there already" in second.stderr
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\xff\xff\xff\xff not a model")
-    result = subprocess.run(
-        [sys.executable, "-m", "distune", "init", "m.onnx"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = distune(tmp_path, "init", "m.onnx")
     assert result.returncode == 2
     assert "is not an ONNX model" in result.stderr

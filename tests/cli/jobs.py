@@ -247,8 +247,15 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
-def start(command: list[str], *, seconds: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
+def start(
+    command: list[str], *, seconds: float = 120, folder: Path = ROOT, **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
-        command, env=environment(**more), capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT
+        command, env=environment(**more), capture_output=True, text=True, timeout=seconds, check=False, cwd=folder
     )
+
+
+def distune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m distune`` with ``arguments`` in ``folder``."""
+    return start([sys.executable, "-m", "distune", *arguments], folder=folder)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.cli.jobs import distune
 
 EXAMPLE = Path(__file__).parents[2] / "launch" / "examples" / "digits.yaml"
 
 
 def test_it_tells_the_space_the_stages_and_the_time(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "distune", "plan", str(EXAMPLE), "--ranks", "1,4"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    result = distune(tmp_path, "plan", str(EXAMPLE), "--ranks", "1,4")
     assert result.returncode == 0, result.stderr
     for words in ("12 with weights", "Conv", "4 ranks", "op-type-wise", "instance-wise fallback to fp32", "fp32"):
         assert words in result.stdout
@@ -25,13 +18,6 @@ def test_it_tells_the_space_the_stages_and_the_time(tmp_path: Path) -> None:
 
 
 def test_a_number_of_ranks_must_be_one(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "distune", "plan", str(EXAMPLE), "--ranks", "0"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = distune(tmp_path, "plan", str(EXAMPLE), "--ranks", "0")
     assert result.returncode == 2
     assert "expected numbers of ranks" in result.stderr

@@ -20,7 +20,7 @@ from distune.cli.main import main
 from distune.distributed.launcher import launcher_environment
 from distune.report.result import RunResult
 from tests.backends.onnx_models import convolution_model
-from tests.cli.jobs import environment, judged
+from tests.cli.jobs import judged, start
 from tests.distributed.mpirun import LAUNCHER, needs_mpirun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ def prepare(folder: Path) -> None:
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     for name, count, seed in (("calibration", 200, 1), ("evaluation", 400, 2)):
         pixels = images(count, seed)
-        mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+        mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
         feed = ((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
         labels = session.run(None, {"x": feed})[0].argmax(1)
         np.savez(folder / f"{name}.npz", images=pixels, labels=labels)
@@ -108,15 +108,8 @@ def call(folder: Path, command: str | list[str], code: int = 0) -> subprocess.Co
     """Run a command of the README with this interpreter and its ``mpirun``."""
     words = shlex.split(command) if isinstance(command, str) else command
     programs = {"python": sys.executable, "mpirun": LAUNCHER.path if LAUNCHER else "mpirun"}
-    done = subprocess.run(
-        [programs.get(word, word) for word in words],
-        cwd=folder,
-        env=launcher_environment(environment()),
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
+    command_line = [programs.get(word, word) for word in words]
+    done = start(command_line, seconds=250, folder=folder, **launcher_environment({}))
     assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
 
