@@ -55,10 +55,12 @@ def run_in_tmux(workspace: Path) -> tuple[str, str]:
             if time.monotonic() > deadline:
                 raise SystemExit("the run did not end within ten minutes")
             pane = capture(session)
-            if "\x1b[1minstance-wise" in pane:  # in bold: the line that moves
+            if re.search(r"instance-wise[^\n]*━[^\n]*[2-9]/", pane):  # the line that moves
                 during = pane
             time.sleep(0.2)
         time.sleep(0.5)
+        if not during:
+            raise SystemExit("the stage that is to be shown was not seen")
         return during, capture(session)
     finally:
         subprocess.run(["tmux", "kill-session", "-t", session], check=False)
@@ -78,7 +80,7 @@ def capture(session: str) -> str:
 def write_svg(pane: str, path: Path, title: str) -> None:
     """Draw a pane."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(Text.from_ansi(pane))
+    console.print(Text.from_ansi(pane), end="\n\n")  # the picture cuts the feet off its last line
     drawn = console.export_svg(title=title)
     # rich's fonts would be fetched from a server; what the reader has will do
     path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")
