@@ -53,9 +53,10 @@ NOT_QUANTIZABLE: Mapping[str, str] = {
         ("matmul", "bmm", "scaled_dot_product_attention"),
         "Inductor's x86 lowering has no integer kernel for a product of two activations",
     ),
+    "Conv3d": "Inductor's x86 lowering has integer kernels for Conv1d and Conv2d alone",
     **dict.fromkeys(
-        ("Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
-        "Inductor's x86 lowering has integer kernels for Conv1d and Conv2d alone",
+        ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
+        "Inductor's x86 lowering has no integer kernel for it: quantized, it takes it for a plain convolution",
     ),
     **dict.fromkeys(
         ("ReLU", "ReLU6", "Hardtanh", "Hardswish", "SiLU", "GELU", "Sigmoid", "Tanh", "LeakyReLU", "Hardsigmoid"),
