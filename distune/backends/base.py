@@ -8,7 +8,7 @@ like, and what the model is under a given tuning config. It judges nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar
@@ -77,6 +77,10 @@ class RunnableModel(ABC):
     @abstractmethod
     def predict(self, feed: Feed) -> Outputs:
         """Run one batch."""
+
+    def predict_batch(self, key: Hashable, feed: Feed) -> Outputs:
+        """As ``predict``. The same key always comes with the same feed, so that what was made of it may be kept."""
+        return self.predict(feed)
 
     def timed(self, feed: Feed) -> Callable[[], object]:
         """A closure that runs ``feed`` once with as little of Python around it as possible, for latency."""
@@ -165,6 +169,17 @@ class Backend(ABC):
             TrialError: The config cannot be applied or lowered.
         """
         return self.load(config, threads)
+
+    def share(self, base: TuningConfig | None, samples: int = 0, memory_limit: int = 0) -> None:
+        """The configs loaded next differ from ``base`` in few ops each; ``None``: in whatever they like.
+
+        What their models compute alike may then be computed once a batch (``RunnableModel.predict_batch``). It changes
+        no number, and a backend that cannot do it does nothing.
+
+        Args:
+            samples: How many each of the models is scored on.
+            memory_limit: Bytes that what is kept may take.
+        """
 
     def prepare_calibration(self, sampling_size: int) -> None:
         """Told before ``calibrate`` for how many samples; statistics of the plain graph for as many are there then."""

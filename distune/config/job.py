@@ -316,6 +316,8 @@ class TuningJob:
         early_verdict: A trial may end as soon as the samples left cannot change its verdict; needs a metric with a
             per-sample form. Decisions are the same without.
         ranking: Whether ops are ranked by trials on the complete evaluation set, or on its decisive samples.
+        shared_prefix_bytes: What a worker may keep of what trials that change one op each compute alike; 0 turns it
+            off. Decisions are the same without.
         search: How the shortest growing prefix of accumulated fallback is found: by sections, or one by one.
         search_width: Prefixes that a round of the search by sections asks.
         refine_trials: Trials of the minimality pass; ``None``: see ``refine_budget``.
@@ -346,6 +348,7 @@ class TuningJob:
     limits: TrialLimits = TrialLimits()
     early_verdict: bool = True
     ranking: Literal["full", "decisive"] = "full"
+    shared_prefix_bytes: int = 512 << 20
     search: Literal["section", "linear"] = "section"
     search_width: int = 3
     refine_trials: int | None = None

@@ -246,6 +246,11 @@ class Tuning(Section):
     ranking: Literal["full", "decisive"] = Field(
         "full", description="Which evaluation samples rank the ops: all, or those that flip first."
     )
+    shared_prefix: Number = Field(
+        512.0,
+        ge=0,
+        description="MiB that a worker may keep of what trials that change one op each compute alike; 0: none.",
+    )
     search: Literal["section", "linear"] = Field(
         "section", description="How accumulated fallback finds its shortest prefix: by sections, or one by one."
     )

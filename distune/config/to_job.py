@@ -74,6 +74,7 @@ def to_job(configuration: Configuration, model: Model, where: Where, source: str
         isolation=tuning.isolation,
         early_verdict=tuning.early_verdict,
         ranking=tuning.ranking,
+        shared_prefix_bytes=int(tuning.shared_prefix * 2**20),
         search=tuning.search,
         search_width=tuning.search_width,
         refine_trials=tuning.refine_trials,

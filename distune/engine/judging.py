@@ -31,6 +31,7 @@ from distune.trial.messages import (
     Judge,
     ProbeAnswer,
     StageClosed,
+    StageOpened,
     UseOrder,
 )
 
@@ -116,6 +117,8 @@ class Judging:
             self.fallback_order = stage.order
             self._decisions.add(kind="order", stage=stage.name, order=stage.order)
         self._listener.on(events.StageStarted(stage.name, total, self._book.remaining))
+        if stage.base is not None:
+            self._dispatcher.broadcast(StageOpened(stage.name, stage.base))
         self._decide(run, total)
         if not self._out_of_time():
             self._measure_all(stage, run)

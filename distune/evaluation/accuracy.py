@@ -103,7 +103,7 @@ class Evaluator:
         if spec.dataloader is None or not spec.metrics:
             raise UsageError("accuracy needs an eval_func, or a dataloader and at least one metric")
         self._source: DataSource = open_dataloader(spec.dataloader, seed)
-        limit = _quarter_of_memory() if memory_limit is None else memory_limit
+        limit = quarter_of_memory() if memory_limit is None else memory_limit
         self._batches = EvaluationBatches(self._source, self._inputs, spec.iteration, limit)
         self._postprocess = Postprocess(spec.postprocess)
         self._metrics = build_metrics(spec)
@@ -126,6 +126,16 @@ class Evaluator:
     def source(self) -> DataSource | None:
         """The evaluation batches; ``None`` for an ``eval_func``."""
         return None if self._eval_func else self._source
+
+    @property
+    def samples(self) -> int:
+        """Evaluation samples; 0 for an ``eval_func``, and until they were read once."""
+        return 0 if self._eval_func else sum(self._batches.sizes)
+
+    @property
+    def ranked(self) -> int:
+        """Of ``samples``, those that every trial of a ranking is scored on."""
+        return self.samples if self._order is None else self._samples_of(range(*self._order.decisive))
 
     @property
     def metric_directions(self) -> Mapping[str, bool]:
@@ -175,7 +185,7 @@ class Evaluator:
         if len(self._batches.sizes) > 1 and self._batches.reorder():
             order = survey.order(self._batches.sizes)
             middle = order.decisive[0]
-            check = self._begin(model)
+            check = self._begin(model, order)
             self._step(check, next(self._batches.ordered(order.rows, [middle])))
             end = sum(self._batches.sizes[: middle + 1])
             rows = order.rows[end - self._batches.sizes[middle] : end]
@@ -213,8 +223,8 @@ class Evaluator:
             return replace(score, verdict=met)
         if self.needs_reference and self._reference is None:
             raise DataError("a metric has compare_label: false, but the fp32 model was not set as the reference")
-        run, demand = self._begin(model), demand or Demand()
         order = None if own_batches else self._order
+        run, demand = self._begin(model, order), demand or Demand()
         if order is None:
             for batch in self._batches:
                 self._step(run, batch)
@@ -260,15 +270,15 @@ class Evaluator:
     def _samples_of(self, batches: range) -> int:
         return sum(self._batches.sizes[batches.start : batches.stop])
 
-    def _begin(self, model: RunnableModel) -> _Pass:
+    def _begin(self, model: RunnableModel, order: SampleOrder | None = None) -> _Pass:
         for metric in self._metrics.values():
             metric.reset()
-        return _Pass(model)
+        return _Pass(model, b"" if order is None else order.parts)
 
     def _step(self, run: _Pass, batch: Prepared) -> None:
         """Run one batch and give it to the metrics."""
         before = time.perf_counter()
-        raw = run.model.predict(batch.feed)
+        raw = run.model.predict_batch((run.partition, batch.index), batch.feed)
         run.inference_s += time.perf_counter() - before
         run.samples += batch.size
         run.last = outputs, labels = self._postprocessed(raw, batch.labels)
@@ -345,10 +355,12 @@ class _Pass:
     """One pass of a model over batches, in any order.
 
     Attributes:
+        partition: Names the partition of the samples into batches; empty for the user's own.
         last: Outputs and labels of the last batch, after postprocessing.
     """
 
     model: RunnableModel
+    partition: bytes = b""
     samples: int = 0
     inference_s: float = 0.0
     last: tuple[Any, Any] = (None, None)
@@ -361,7 +373,8 @@ def _met(demand: Demand, metrics: Mapping[str, float], accuracy: float) -> bool:
     )
 
 
-def _quarter_of_memory() -> int:
+def quarter_of_memory() -> int:
+    """Bytes: a quarter of what is available now."""
     import psutil
 
     return int(psutil.virtual_memory().available) // 4

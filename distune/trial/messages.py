@@ -143,6 +143,17 @@ class LoadStatistics:
 
 
 @dataclass(frozen=True)
+class StageOpened:
+    """The trials that follow, until the stage is closed, differ from ``base`` in one op or group of ops each.
+
+    What they compute alike may be computed once. A worker that was not told computes it every time, to the same end.
+    """
+
+    stage: str
+    base: TuningConfig
+
+
+@dataclass(frozen=True)
 class StageClosed:
     """A stage has ended: caches of configs other than ``base`` may be dropped.
 
@@ -164,7 +175,7 @@ class UseOrder:
     order: str
 
 
-Broadcast = LoadStatistics | UseOrder | StageClosed
+Broadcast = LoadStatistics | UseOrder | StageOpened | StageClosed
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from distune.config.job import TuningJob
 from distune.config.parameters import defaults
 from distune.data.loader import DataSource, open_dataloader
 from distune.errors import DataError, TrialError, UsageError, UserCodeError
-from distune.evaluation.accuracy import Evaluator, Score
+from distune.evaluation.accuracy import Evaluator, Score, quarter_of_memory
 from distune.evaluation.criterion import Target
 from distune.evaluation.feeds import first_feed, to_feed
 from distune.evaluation.footprint import peak_resident_bytes
@@ -66,6 +66,7 @@ class Runner:
         self._calibration_: DataSource | None = None
         self._pending: list[m.LoadStatistics] = []
         self._order: SampleOrder | None = None
+        self._opened: m.StageOpened | None = None
         self._loaded: tuple[tuple[str, int, bool], RunnableModel] | None = None
 
     # ---------------------------------------------------------------------------------------------- what a worker does
@@ -91,8 +92,14 @@ class Runner:
             self._pending.append(broadcast)
         elif isinstance(broadcast, m.UseOrder):
             self._order = SampleOrder.decode(broadcast.order)
-        elif self._loaded is not None and self._loaded[0][0] != broadcast.base:
-            self._loaded = None
+        elif isinstance(broadcast, m.StageOpened):
+            self._opened = broadcast
+        else:
+            self._opened = None
+            if self._backend_ is not None:
+                self._backend_.share(None)
+            if self._loaded is not None and self._loaded[0][0] != broadcast.base:
+                self._loaded = None
 
     def close(self) -> None:
         """Free what is held. May be called twice."""
@@ -157,13 +164,14 @@ class Runner:
         return replace(_accuracy(score, model), directions=evaluator.metric_directions, order=order)
 
     def _judge(self, body: m.Judge) -> m.Accuracy:
+        evaluator = self._referenced()
+        if self._order is not None and evaluator.order is not self._order:
+            evaluator.use(self._order)
+        self._share(evaluator, body)
         start = self._clock()
         model = self._load(body.config, self._threads, body.deployed)
         quantize_s = self._clock() - start
         compiled_s = model.compile_s
-        evaluator = self._referenced()
-        if self._order is not None and evaluator.order is not self._order:
-            evaluator.use(self._order)
         # Ranges taken at run time are those of the whole batch, so that each sample's outputs depend on the others.
         own_batches = any(op.mode == "dynamic" for _, op in body.config.ops)
         score = evaluator.score(model, dict(body.config.parameters), _demand(body), own_batches)
@@ -175,6 +183,14 @@ class Runner:
             inference_s=max(0.0, score.inference_s - compile_s),
             compile_s=compile_s,
         )
+
+    def _share(self, evaluator: Evaluator, body: m.Judge) -> None:
+        """Tell the backend, once a stage, what its trials have in common."""
+        samples = evaluator.ranked if body.accuracy == "ranking" else evaluator.samples
+        if self._opened is not None and samples and self._job.shared_prefix_bytes:
+            limit = min(self._job.shared_prefix_bytes, quarter_of_memory())
+            self._backend().share(self._opened.base, samples, limit)
+            self._opened = None
 
     def _latency(self, config: TuningConfig) -> m.Latency:
         spec = self._job.evaluation.performance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from distune.backends.onnxruntime.dynamic import write_dynamic
 from distune.backends.onnxruntime.execution import Execution, executed_on_integers
 from distune.backends.onnxruntime.half import offer_fp16, write_fp16
 from distune.backends.onnxruntime.model import open_model
+from distune.backends.onnxruntime.prefix import SharedPrefix, Suffix
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.probes import op_mse, op_sensitivity
 from distune.backends.onnxruntime.qdq import Quantized, Range, plan, write_qdq
@@ -63,6 +64,7 @@ class OnnxRuntimeModel(RunnableModel):
         threads: Intra-op threads.
         quantized: Names of the weighted ops that the config quantizes.
         warnings: For the user.
+        suffix: Runs batches that other models have seen from where the models differ.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class OnnxRuntimeModel(RunnableModel):
         threads: int,
         quantized: Sequence[str] = (),
         warnings: Sequence[str] = (),
+        suffix: Suffix | None = None,
     ) -> None:
+        self._suffix = suffix
         self._light = LightModel(proto)
         self._quantized = tuple(quantized)
         self._warnings = tuple(warnings)
@@ -90,6 +94,9 @@ class OnnxRuntimeModel(RunnableModel):
         self._settle()
         outputs: Outputs = self._session.run(None, dict(feed))
         return outputs
+
+    def predict_batch(self, key: Hashable, feed: Feed) -> Outputs:
+        return self.predict(feed) if self._suffix is None else self._suffix.predict(key, feed, self.predict)
 
     def timed(self, feed: Feed) -> Callable[[], object]:
         self._settle()
@@ -173,6 +180,8 @@ class OnnxRuntimeBackend(Backend):
         self._graphs: dict[tuple[Variant, int], GraphVariant] = {((), 0): GraphVariant(self._model)}
         self._calibrated_with = 0
         self._reduce_range = needs_reduce_range()
+        self._base: tuple[TuningConfig, int, int] | None = None
+        self._shared: SharedPrefix | None = None
         self._as_qoperator = job.model.quant_format == "QOperator"
         return_freed_memory()
 
@@ -204,7 +213,25 @@ class OnnxRuntimeBackend(Backend):
         chosen = set(config.quantized_ops)
         weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
         warnings = (*quantized.warnings, *self._remarks(ranges, config))
-        return OnnxRuntimeModel(quantized.proto, threads, weighted, warnings)
+        return OnnxRuntimeModel(
+            quantized.proto, threads, weighted, warnings, self._suffix(config, quantized.proto, threads)
+        )
+
+    def share(self, base: TuningConfig | None, samples: int = 0, memory_limit: int = 0) -> None:
+        self._shared = None
+        self._base = None if base is None else (self._effective(base), samples, memory_limit)
+
+    def _suffix(self, config: TuningConfig, proto: onnx.ModelProto, threads: int) -> Suffix | None:
+        """Of a config that differs from the base that was told of in nothing but ops."""
+        if self._base is None or self._as_qoperator:
+            return None
+        base, samples, memory_limit = self._base
+        alike = (base.recipes, base.sampling_size) == (config.recipes, config.sampling_size)
+        if not alike or base.hash == config.hash or (self._shared is not None and self._shared.threads != threads):
+            return None
+        if self._shared is None:
+            self._shared = SharedPrefix(self._proto(base), threads, samples, memory_limit)
+        return Suffix(self._shared, proto) if self._shared.cuts else None
 
     def prepare_calibration(self, sampling_size: int) -> None:
         self._calibrated_with = sampling_size
@@ -268,6 +295,7 @@ class OnnxRuntimeBackend(Backend):
         return diagnose(self._graph(config).model, self._proto(config), chosen, feeds, tensors)
 
     def close(self) -> None:
+        self.share(None)
         self._statistics.clear()
         self._graphs.clear()
         self._weight_only.clear()

@@ -1,0 +1,225 @@
+"""Models that begin alike: what they compute alike is computed once, and each runs only from where it differs.
+
+In a stage that changes one group of ops at a time, all that comes before the group is the same in every model of the
+stage and in the config that they start from, the base. So the base's tensors at some cuts are kept for every batch, and
+a model runs from the last cut before its change. No number is different for it:
+
+* cuts are tensors of integers between groups of ops (see ``cuts``);
+* a model takes from a cut only if it computes that tensor by the same nodes and constants as the base;
+* and only after it has run a batch as a whole and from the cut, with the same bits in every output.
+
+Else it runs as a whole, as it does for batches that there was no room to keep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    NotImplemented,
+    RuntimeException,
+)
+
+from distune.backends.base import Feed, Outputs
+from distune.backends.onnxruntime.cuts import Cut, computed_alike, find_cuts, part, spread, value_of, worth_most
+from distune.backends.onnxruntime.session import create_session
+
+_REFUSALS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
+
+_TRIED = 16
+"""Cuts of which it is found out what they cost and save, at most."""
+
+_FEW = 8
+"""Rows that cuts are tried and proved on, at least; else a quarter of the batch."""
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+class SharedPrefix:
+    """The base's tensors at cuts, by batch.
+
+    Args:
+        base: The quantized model that the others differ from.
+        threads: Intra-op threads.
+        samples: How many there are to keep tensors of.
+        memory_limit: Bytes that they may take.
+    """
+
+    def __init__(self, base: onnx.ModelProto, threads: int, samples: int, memory_limit: int) -> None:
+        self.base = base
+        self.threads = threads
+        self._samples = samples
+        self._left = memory_limit
+        self._cuts = find_cuts(base)
+        self._session: ort.InferenceSession | None = None
+        self._kept: dict[Hashable, Tensors] = {}
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Where the graph may be cut, in its order; chosen among all when the first batch is run."""
+        return tuple(self._cuts)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the tensors that are kept."""
+        return sum(array.nbytes for tensors in self._kept.values() for array in tensors.values())
+
+    def last_cut(self, model: onnx.ModelProto, feed: Feed) -> Cut | None:
+        """Where ``model`` can be cut last; ``None`` where it computes nothing at any cut as the base does."""
+        if self._session is None and self._cuts:
+            tried, self._cuts = spread(self._cuts, _TRIED), []
+            try:
+                self._prepare(tried, feed)
+            except _REFUSALS:  # such as a batch of a size that a Reshape inside has fixed
+                return None
+        alike = computed_alike(self.base, model, {cut.tensor for cut in self._cuts})
+        return next((cut for cut in reversed(self._cuts) if cut.tensor in alike), None)
+
+    def distrust(self, cut: Cut) -> None:
+        """Never use ``cut`` again: a model gave other numbers from there."""
+        self._cuts = [other for other in self._cuts if other != cut]
+
+    def tensors(self, key: Hashable, feed: Feed) -> Tensors | None:
+        """The base's tensors at the cuts for the batch of that key; ``None`` where there is no room for them."""
+        if key not in self._kept:
+            if self._session is None or self._left <= 0:
+                return None
+            found = _run(self._session, feed)
+            size = sum(array.nbytes for array in found.values())
+            if size > self._left:
+                self._left = 0
+                return None
+            self._left -= size
+            self._kept[key] = found
+        return self._kept[key]
+
+    def _prepare(self, tried: list[Cut], feed: Feed) -> None:
+        """Choose the cuts that are worth their memory: by a few rows, which tell sizes and what is saved."""
+        up_to_all, whole = self._up_to(tried), session_of(self.base, self.threads)
+        if up_to_all is None or whole is None:
+            return
+        few = _first_rows(self.base, feed)
+        found = _run(up_to_all, few)
+        rows = len(next(iter(few.values())))
+        sizes = {name: array.nbytes * self._samples // rows for name, array in found.items()}
+        costs = {}
+        for cut in tried:
+            rest = suffix_session(self.base, cut, found[cut.tensor], self.threads)
+            if rest is not None:
+                costs[cut.tensor] = _seconds(rest, {cut.tensor: found[cut.tensor]})
+        usable = [cut for cut in tried if cut.tensor in costs]
+        chosen = worth_most(usable, sizes, costs, _seconds(whole, few), self._left)
+        self._session = self._up_to(chosen)
+        self._cuts = [] if self._session is None else chosen
+
+    def _up_to(self, cuts: list[Cut]) -> ort.InferenceSession | None:
+        model = part(self.base, list(self.base.graph.input), [value_of(cut) for cut in cuts]) if cuts else None
+        return None if model is None else session_of(model, self.threads)
+
+
+class Suffix:
+    """Runs one model from the last cut before what it changes.
+
+    Args:
+        shared: Of the base.
+        model: The quantized model.
+    """
+
+    def __init__(self, shared: SharedPrefix, model: onnx.ModelProto) -> None:
+        self._shared = shared
+        self._model: onnx.ModelProto | None = model
+        self._proved: tuple[Cut, ort.InferenceSession] | None = None
+
+    @property
+    def cut(self) -> Cut | None:
+        """Where the model is cut, once that was found and proved."""
+        return None if self._proved is None else self._proved[0]
+
+    def predict(self, key: Hashable, feed: Feed, whole: Callable[[Feed], Outputs]) -> Outputs:
+        """The model's outputs for the batch of that key.
+
+        Args:
+            whole: Runs the complete model.
+        """
+        model, self._model = self._model, None
+        if model is not None:
+            self._proved = self._prove(model, key, feed, whole)
+        tensors = None if self._proved is None else self._shared.tensors(key, feed)
+        if self._proved is None or tensors is None:
+            return whole(feed)
+        cut, session = self._proved
+        outputs: Outputs = session.run(None, {cut.tensor: tensors[cut.tensor]})
+        return outputs
+
+    def _prove(
+        self, model: onnx.ModelProto, key: Hashable, feed: Feed, whole: Callable[[Feed], Outputs]
+    ) -> tuple[Cut, ort.InferenceSession] | None:
+        """The last cut before what ``model`` changes, and what runs from there, if it gives what the whole gives."""
+        cut = self._shared.last_cut(model, feed)
+        tensors = None if cut is None else self._shared.tensors(key, feed)
+        if cut is None or tensors is None:
+            return None
+        tensor = tensors[cut.tensor]
+        session = suffix_session(model, cut, tensor, self._shared.threads)
+        if session is None:
+            return None
+        few, rows = _first_rows(model, feed), len(next(iter(feed.values())))
+        if len(tensor) == rows:
+            tensor = tensor[: len(next(iter(few.values())))]
+        else:
+            few = feed
+        try:
+            if all(map(_same_bits, session.run(None, {cut.tensor: tensor}), whole(few))):
+                return cut, session
+        except _REFUSALS:
+            return None
+        self._shared.distrust(cut)
+        return None
+
+
+def suffix_session(model: onnx.ModelProto, cut: Cut, tensor: NDArray[Any], threads: int) -> ort.InferenceSession | None:
+    """Runs ``model`` from ``cut`` on; ``None`` where it needs more than that tensor, which is given as an example."""
+    rest = part(model, [value_of(cut, tensor.shape)], list(model.graph.output))
+    return None if rest is None else session_of(rest, threads)
+
+
+def session_of(model: onnx.ModelProto, threads: int) -> ort.InferenceSession | None:
+    """A session of a part of a graph; ``None`` where ONNX Runtime refuses what it accepts as a whole."""
+    try:
+        return create_session(model, threads)
+    except _REFUSALS:
+        return None
+
+
+def _run(session: ort.InferenceSession, feed: Feed) -> Tensors:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, dict(feed)), strict=True))
+
+
+def _seconds(session: ort.InferenceSession, feed: Feed) -> float:
+    """Of one run; the second one of two."""
+    session.run(None, dict(feed))
+    start = time.perf_counter()
+    session.run(None, dict(feed))
+    return time.perf_counter() - start
+
+
+def _first_rows(model: onnx.ModelProto, feed: Feed) -> Feed:
+    """The first rows of a batch; all of them where the model has a batch of a fixed size."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    if any(not shapes[name] or shapes[name][0].HasField("dim_value") for name in feed):
+        return feed
+    rows = len(next(iter(feed.values())))
+    return {name: array[: max(_FEW, rows // 4)] for name, array in feed.items()}
+
+
+def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
