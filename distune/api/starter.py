@@ -162,12 +162,17 @@ def _evaluation(model: ModelSketch, task: Task) -> list[str]:
     if task in ("text", "unknown"):
         return [
             *lines,
-            "    # evaluate(model) gets a callable model (inputs by name or in order) and returns a number",
+            f"    # evaluate(model) returns a number; model({_call(model)}) runs one batch",
             f"    eval_func: {GAP}.py:evaluate",
             "",
         ]
     metric = "Perplexity: {}" if task == "language_model" else "topk: 1"
     return [*lines, "    metric:", f"      {metric}", *_dataloader(model, task, "    ", "evaluation", 100), ""]
+
+
+def _call(model: ModelSketch) -> str:
+    by_name = all(tensor.name.isidentifier() for tensor in model.inputs)
+    return ", ".join(f"{tensor.name}=..." if by_name else "..." for tensor in model.inputs)
 
 
 def _dataloader(model: ModelSketch, task: Task, indent: str, role: str, batch: int) -> list[str]:
