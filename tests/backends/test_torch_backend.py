@@ -101,6 +101,13 @@ def test_the_lowered_graph_tells_what_runs_on_integers(made: PyTorchBackend) -> 
     assert partly.ops_executed_int8 == 2
 
 
+def test_linear_on_sequences_is_found_in_the_lowered_graph() -> None:
+    feed = {"ids": np.ones((2, 6), np.int64), "mask": np.ones((2, 6), np.int64)}
+    attention = backend(Attention().eval(), feed)
+    loaded = attention.load(calibrated(attention, [(0, feed)]))
+    assert (loaded.ops_executed_int8, set(loaded.reasons)) == (3, {"table"})
+
+
 def test_bf16_runs_kernels_in_bf16() -> None:
     rule = Constraint("op", "conv1", {"dtype": ("bf16", "int8")}, {"dtype": ("bf16", "uint8")})
     halves = backend(residual(), images(2), constraints=(rule,))

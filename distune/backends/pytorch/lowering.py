@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._export.utils import _is_cia_op
+from torch._inductor.constant_folding import constant_fold
+from torch._inductor.fx_passes.freezing_patterns import freezing_passes
+from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
 
 from distune.backends.pytorch.program import ExportedModule, ModuleOp
 
@@ -33,12 +36,30 @@ class Execution:
 
 
 def lowered(module: GraphModule, model: ExportedModule) -> GraphModule:
-    """The graph after Inductor's freezing passes: constants folded, weights packed for oneDNN."""
+    """The graph after Inductor's freezing passes: constants folded, weights packed for oneDNN.
+
+    As ``torchao.quantization.pt2e.lowering`` does it, but with views as reshapes, in which form Inductor itself sees
+    them: its patterns would miss every Linear whose input has more than two axes.
+    """
     given = model.example_inputs if model.partition is None else model.partition.examples
     examples = tuple(example for example in given if example is not None)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about trees and tensors that its passes build
-        return lower_pt2e_quantized_to_x86(module, examples)
+        program = torch.export.export(module, examples, strict=True)
+        out: GraphModule = program.run_decompositions(_composed_ops()).module()
+        view_to_reshape(out)
+        for node in out.graph.find_nodes(op="call_function", target=torch.ops.aten.t.default):
+            node.target, node.args = torch.ops.aten.permute.default, (node.args[0], [1, 0])
+        out.recompile()
+        freezing_passes(out, examples)
+        constant_fold(out)
+        return out
+
+
+def _composed_ops() -> dict[Any, Any]:
+    """Decompositions of ops that are made of others (linear), as they come before autograd; not of primitive ones."""
+    table = torch.export.default_decompositions()
+    return {op: table[op] for op in list(table) if _is_cia_op(op)}
 
 
 def execution(module: GraphModule, model: ExportedModule, quantized: Sequence[str]) -> Execution:
