@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -359,3 +360,55 @@ def test_shared_weights_are_left_alone() -> None:
     assert [layer.name for layer in layers(model)] == ["last"]
     assert [spot.tensor for spot in smoothable(model)] == ["linear_1"]
     assert not pairs(model)
+
+
+@pytest.mark.parametrize("kind", ["projections", "convolutions"])
+def test_recipes_take_no_op_off_its_integer_kernel(kind: str) -> None:
+    made = projections(norm=False, relu=True) if kind == "projections" else convolutions(planted=True)
+    first = {"smooth_quant": 0.5} if kind == "projections" else {"cross_layer_equalization": True}
+    config = made.config(**first, fast_bias_correction=True, weight_correction=True)
+    plain, changed = (made.backend.load(each).ops_executed_int8 for each in (made.config(), config))
+    assert plain
+    assert changed == plain
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["projections", "convolutions"])
+def test_the_compiled_model_agrees_with_the_reference(kind: str) -> None:
+    made = projections(norm=False) if kind == "projections" else convolutions(planted=True)
+    first = {"smooth_quant": 0.5} if kind == "projections" else {"cross_layer_equalization": True}
+    config = made.config(**first, fast_bias_correction=True, weight_correction=True)
+    feed = made.feeds[0]
+    reference, deployed = (
+        made.backend.load(config).predict(feed)[0],
+        made.backend.load_deployed(config).predict(feed)[0],
+    )
+    assert np.abs(reference - deployed).max() < 0.02 * np.abs(reference).max()
+
+
+@pytest.mark.full
+@pytest.mark.assets
+def test_the_biases_of_mobilenet_give_back_what_8_bits_take(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(assets))
+    from asset_models import load_mobilenet_v1
+
+    def values(images: np.ndarray) -> np.ndarray:
+        return np.asarray(images.transpose(0, 3, 1, 2) / 127.5 - 1, np.float32)
+
+    module = load_mobilenet_v1(assets / "models" / "mobilenetv1_cifar10.pt")
+    calibration = values(np.load(assets / "data" / "cifar10_calib.npz")["images"][:100])
+    evaluation = np.load(assets / "data" / "cifar10_eval.npz")
+    images, labels = values(evaluation["images"][:1000]), evaluation["labels"][:1000]
+    made = Made(module, [{"x": calibration[start : start + 20]} for start in range(0, 100, 20)])
+
+    def accuracy(config: TuningConfig | None) -> float:
+        loaded = made.backend.load(config)
+        hits = [
+            loaded.predict({"x": images[s : s + 100]})[0].argmax(1) == labels[s : s + 100] for s in range(0, 1000, 100)
+        ]
+        return float(np.mean(hits))
+
+    fp32, plain = accuracy(None), accuracy(made.config())
+    corrected = accuracy(made.config(fast_bias_correction=True))
+    print(f"mobilenetv1 in PyTorch: fp32 {fp32:.3f}, int8 {plain:.3f}, with corrected biases {corrected:.3f}")
+    assert plain < 0.99 * fp32 <= corrected
