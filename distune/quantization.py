@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from distune.api.fitting import carry_out
@@ -54,7 +55,8 @@ def fit(
         model: Path of an ONNX file or ``onnx.ModelProto``, in fp32.
         conf: What is looked for and what is allowed.
         calib_dataloader: Iterable of ``(input, label)`` batches; can be iterated again and again.
-        calib_func: For models that are calibrated by calling them (PyTorch); an ONNX model needs ``calib_dataloader``.
+        calib_func: PyTorch: gets the module and calls it on calibration data, instead of ``calib_dataloader``; what it
+            calls it with is kept, up to the largest ``calibration_sampling_size``. Runs once on every rank.
         eval_func: Gets the model, returns a number. The model can be called with arrays, and is used like an
             ``onnx.ModelProto`` (``SerializeToString()``, ``graph``). Called once for fp32 and once a trial.
         eval_dataloader: Iterable of ``(input, label)`` batches, as for calibration.
@@ -77,11 +79,10 @@ def fit(
 
     def job(spec: ModelSpec, workspace: str) -> TuningJob:
         checked = _checked_conf(conf)
-        _check_calib_func(calib_func, calib_dataloader, checked)
         return job_of(
             checked,
             spec,
-            live,
+            replace(live, calib_dataloader=_calibration(spec, checked, calib_dataloader, calib_func)),
             seed=options.random_seed,
             workspace=workspace,
             known=known_names(),
@@ -102,16 +103,28 @@ def _checked_conf(conf: object) -> PostTrainingQuantConfig:
     return conf
 
 
-def _check_calib_func(calib_func: object, calib_dataloader: object, conf: PostTrainingQuantConfig) -> None:
+def _calibration(
+    spec: ModelSpec,
+    conf: PostTrainingQuantConfig,
+    calib_dataloader: Iterable[Any] | None,
+    calib_func: Callable[..., Any] | None,
+) -> Iterable[Any] | None:
+    """The calibration data: the dataloader, or what ``calib_func`` calls the module with."""
     if calib_func is None:
-        return
-    if calib_dataloader is None and conf.approach in ("static", "auto"):
+        return calib_dataloader
+    if calib_dataloader is not None or conf.approach not in ("static", "auto"):
+        why = "beside calib_dataloader" if calib_dataloader is not None else f"with approach {conf.approach!r}"
+        warnings.warn(f"calib_func has no effect {why}", UserWarning, stacklevel=5)
+        return calib_dataloader
+    if spec.framework != "pytorch" or spec.live is None:
         raise UsageError(
             "calib_func calibrates by calling the model, which an ONNX model cannot be watched at; give its batches as "
             "calib_dataloader"
         )
-    message = "calib_func has no effect: an ONNX model is calibrated with calib_dataloader"
-    warnings.warn(message, UserWarning, stacklevel=4)
+    from distune.backends.pytorch.calib_func import recorded_batches
+
+    sizes = conf.calibration_sampling_size
+    return recorded_batches(spec.live, calib_func, sizes if isinstance(sizes, int) else max(sizes))
 
 
 __all__ = ["FitResult", "FoundModel", "fit"]
