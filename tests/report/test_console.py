@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import get_args
 
 import pytest
 
+from distune.engine.events import WorkersBusy
 from distune.engine.outcome import OutcomeName
 from distune.report.build import result_of
 from distune.report.console import ConsoleListener
@@ -53,6 +55,18 @@ def test_a_terminal_keeps_the_stages_and_not_every_trial(monkeypatch: pytest.Mon
     assert "budget: 86 trials, 2 min" in text
     assert "ranks 0, 1, 2 judging a trial; rank 3 idle" in text
     assert "instance-wise: none met, best so far 0.7741" in text
+
+
+def test_what_moves_is_whole_behind_a_pipe_that_hands_on_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``mpirun`` keeps back what stands behind the last newline."""
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    with ConsoleListener(stream=stream, terminal_size=(100, 40)) as console:
+        for event in itertools.islice(story(), 5):
+            console.on(event)
+        console.on(WorkersBusy({}, (0, 1), 0))
+        arrived = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", stream.getvalue().rpartition("\n")[0])
+    assert arrived.endswith("ranks 0, 1 idle")
 
 
 @pytest.mark.parametrize("name", get_args(OutcomeName))
