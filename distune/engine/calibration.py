@@ -45,6 +45,11 @@ class Calibrator:
         self._variant = variant
         self._loaded: set[tuple[Variant, int]] = set()
 
+    def ready(self, config: TuningConfig) -> bool:
+        """Whether every worker has what ``config`` needs, so that ``ensure`` has nothing to do."""
+        variants = dict.fromkeys(((), self._variant(config)))
+        return not config.sampling_size or all((one, config.sampling_size) in self._loaded for one in variants)
+
     def ensure(self, config: TuningConfig) -> None:
         """Calibrate for ``config`` unless that was done already; waits until every worker will have it.
 

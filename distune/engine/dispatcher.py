@@ -196,6 +196,16 @@ class Dispatcher:
             self._carry_out(self._scheduler.submit(task))
         return task.id
 
+    def submit_new(self, body: RequestBody) -> Sequence[int]:
+        """Have ``body`` done when nothing else is to be done; its id, none where it is under way or known already."""
+        key = request_key(body)
+        return () if key in self._open or key in self._known else (self.submit(body, priority=1),)
+
+    @property
+    def idle(self) -> int:
+        """Workers that have nothing to do and nothing waiting for them."""
+        return self._scheduler.idle
+
     def broadcast(self, message: Broadcast) -> None:
         """Hand ``message`` to every worker, before anything that is submitted from now on."""
         for worker in self._scheduler.workers:
@@ -216,6 +226,13 @@ class Dispatcher:
             if key is not None:
                 del self._open[key]
         self._carry_out(self._scheduler.drop(waiting))
+
+    def give_up(self, task_ids: Iterable[int]) -> None:
+        """As ``drop``, and those that are being worked on end now, unfinished."""
+        unwanted = set(task_ids)
+        self.drop(unwanted)
+        running = [(rank, task.id) for rank, task in self._scheduler.busy.items() if task.id in unwanted]
+        self._carry_out([Cancel(rank, task_id) for rank, task_id in running])
 
     def calm(self) -> None:
         """Have the workers free: what they do is wanted by nobody.

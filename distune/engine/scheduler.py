@@ -144,6 +144,12 @@ class Scheduler:
         """What each busy worker does, by rank."""
         return {rank: worker.task for rank, worker in sorted(self._workers.items()) if worker.task is not None}
 
+    @property
+    def idle(self) -> int:
+        """Workers without work beyond what waits in the queues; those of a quiet host do not count."""
+        free = sum(worker.info.host not in self._quiet for worker in self._idle())
+        return max(0, free - len(self._queue) - len(self._exclusive))
+
     def attempts(self, task_id: int) -> int:
         """How often a task was handed out."""
         return self._attempts.get(task_id, 0)

@@ -75,6 +75,11 @@ class StageRun:
         """Candidates decided so far."""
         return len(self._decided)
 
+    @property
+    def answers(self) -> dict[str, Trial]:
+        """What is known of its candidates, by config hash."""
+        return {**{trial.config.hash: trial for trial in self._decided}, **self._outcomes}
+
     def want(self, ahead: int) -> list[Candidate]:
         """Candidates that need judging now, in order: at most ``ahead`` of them may be open at once.
 

@@ -27,6 +27,7 @@ from distune.engine.objective import Baseline, Choice, choose, score
 from distune.engine.outcome import OutcomeName, RunOutcome, Timing
 from distune.engine.quarantine import Quarantined
 from distune.engine.refinement import Refinement
+from distune.engine.speculation import Speculation, foresees
 from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
 from distune.evaluation.criterion import check_directions, metric_targets, target_accuracy, threshold_targets
 from distune.evaluation.order import SampleOrder
@@ -54,12 +55,19 @@ class Tuner:
         transport: Connected to the workers; the caller closes it.
         workspace: Open and locked; the caller closes it.
         listener: Follows the run.
+        speculates: Ranks that would idle begin with what the next stages will probably ask. Decides nothing.
     """
 
     def __init__(
-        self, job: TuningJob, transport: Transport, workspace: Workspace, listener: events.Listener | None = None
+        self,
+        job: TuningJob,
+        transport: Transport,
+        workspace: Workspace,
+        listener: events.Listener | None = None,
+        speculates: bool = True,
     ) -> None:
         self._job = job
+        self._speculates = speculates and job.isolation == "process"
         self._workspace = workspace
         self._followed = listener is not None
         self._listener = listener or events.Listener()
@@ -230,6 +238,8 @@ class Tuner:
         )
         with suppress(TuningFinished):  # an overridden traverse() may go on asking after the end
             self._space = settle_recipes(self._space, self._judging.judge, self._skip)
+            if self._speculates and foresees(self._strategy().name, strategy_type):
+                self._judging.speculate(Speculation(strategy_type, self._space, context, self._book))
             strategy_type.create(self._space, context).traverse()
         return self._conclude(self._judging)
 

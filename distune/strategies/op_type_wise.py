@@ -9,6 +9,7 @@ alone, then the rest of the product. Whoever draws from it stops when the budget
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice, product
 
 from distune.space.op_config import Mode, OpConfig, TensorConfig, TuningConfig
@@ -42,9 +43,14 @@ def op_type_wise_total(space: TuningSpace, base: TuningConfig, limit: int, mode:
 def _options(space: TuningSpace, base: TuningConfig, mode: Mode | None) -> dict[str, tuple[OpConfig, ...]]:
     """Options that some quantized group of a type has, by type, in the order of the type's first group."""
     by_type: dict[str, dict[OpConfig, None]] = {}
-    for group in space.groups:
+    seen: list[tuple[str, tuple[OpConfig, ...]]] = []  # few, as in _apply
+    for group, names in space.groups.items():
+        kind = (space.group_type(group), space.op[names[0]].options)
+        if not base.by_name[names[0]].is_quantized or kind in seen:
+            continue
+        seen.append(kind)
         options = space.group_options(group)
-        if not options or not base.by_name[space.groups[group][0]].is_quantized:
+        if not options:
             continue
         wanted = mode or options[0].mode
         known = by_type.setdefault(space.group_type(group), {})
@@ -106,14 +112,22 @@ def _distance(a: OpConfig, b: OpConfig) -> int:
 
 def _apply(space: TuningSpace, base: TuningConfig, choice: Mapping[str, OpConfig]) -> TuningConfig:
     changes: dict[str, OpConfig] = {}
+    # Ops of one kind have the very same options: to compare those is quick, to hash them is not.
+    kinds: list[tuple[str, tuple[OpConfig, ...]]] = []
+    found: list[OpConfig | None] = []
     for group, names in space.groups.items():
         wanted = choice.get(space.group_type(group))
         if wanted is None or not base.by_name[names[0]].is_quantized:
             continue
         # Groups of one type need not have the same options (a MatMul of two activations has no weight).
-        usable = [option for option in space.group_options(group) if option.mode == wanted.mode]
-        if usable:
-            changes.update(space.group_changes(group, min(usable, key=lambda option: _distance(option, wanted))))
+        kind = (space.group_type(group), space.op[names[0]].options)
+        if kind not in kinds:
+            usable = [option for option in space.group_options(group) if option.mode == wanted.mode]
+            kinds.append(kind)
+            found.append(min(usable, key=partial(_distance, wanted), default=None))
+        nearest = found[kinds.index(kind)]
+        if nearest is not None:
+            changes.update(space.group_changes(group, nearest))
     return space.effective(base.with_ops(changes))
 
 
