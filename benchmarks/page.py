@@ -1,0 +1,247 @@
+"""``docs/benchmarks.md`` and its plots, made from ``benchmarks/results/*.json``.
+
+python benchmarks/page.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+PLOTS = ROOT / "docs" / "benchmarks"
+COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 360, 60, 40
+
+
+def main() -> int:
+    """Write the page."""
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    parts = [
+        "# Benchmarks",
+        "Made by `python benchmarks/page.py` from `benchmarks/results/*.json`; each file names the script that wrote "
+        "it and the machine. Where other work shared the machine its load average says so: wall times are then worth "
+        "little, and ratios are made of processor seconds.",
+    ]
+    for name, write in (("peers", _peers), ("scaling", _scaling), ("early_verdict", _early_verdict)):
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            parts += write(json.loads(path.read_text()))
+    PAGE.write_text("\n\n".join(parts) + "\n")
+    print(f"{PAGE.relative_to(ROOT)} and {len(list(PLOTS.glob('*.svg')))} plots")
+    return 0
+
+
+def _host(host: dict[str, Any]) -> str:
+    return (
+        f"{host['cpu']}, {host['cores']} cores, load average {host['load_average']:.1f} at the start, "
+        f"Python {host['python']}, {host['when']}."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- peers
+
+
+def _peers(figures: dict[str, Any]) -> list[str]:
+    packages = "; ".join(f"{peer}: {', '.join(pins)}" for peer, pins in figures["packages"].items())
+    parts = [
+        "## distune, INC 2.6 and NNCF",
+        f"`python benchmarks/peers.py`. Same model, data, evaluation, criterion (relative 1%) and one core; all final "
+        f"models judged and timed by one script in one ONNX Runtime. Time is that to the accepted model, without "
+        f"start-up and without the latency interval that distune alone measures. The floor is fp32 once, the "
+        f"calibration data once and the accepted model once, pure inference, in processor seconds. Latency is against "
+        f"fp32, one thread. Environments: {packages}. {_host(figures['host'])}",
+    ]
+    head = ("tuner", "wall s", "CPU s", "CPU ÷ floor", "evaluations", "accuracy", "met", "int8 ops", "b1", "b32")
+    for case, found in figures["cases"].items():
+        rows = [_peer_row(tuner, row) for tuner, row in found["tuners"].items()]
+        parts += [f"### {case}, fp32 {found['fp32_accuracy']:.4f}", _table((*head, "ONNX Runtime"), rows)]
+    bars = [
+        (f"{case}: {tuner}", row["processor_s"], COLOURS[("distune", "inc", "nncf").index(tuner.split()[0])])
+        for case, found in figures["cases"].items()
+        for tuner, row in found["tuners"].items()
+        if "processor_s" in row and "accuracy" in row
+    ]
+    (PLOTS / "peers.svg").write_text(_bars("processor seconds to the accepted model", bars))
+    return [*parts, "![Processor seconds to the accepted model](benchmarks/peers.svg)"]
+
+
+def _peer_row(tuner: str, row: dict[str, Any]) -> tuple[str, ...]:
+    wall, processor = f"{row['seconds']:.1f}", f"{row['processor_s']:.1f}" if "processor_s" in row else ""
+    if row.get("stopped"):
+        return (tuner, wall, processor, "", "", "stopped", "", "", "", "", "")
+    if "accuracy" not in row:
+        return (tuner, wall, processor, "", f"{row.get('evaluations', 0):.1f}", "no model", "", "", "", "", "")
+    return (
+        tuner,
+        wall,
+        processor,
+        f"{row['over_floor']:.2f}",
+        f"{row['evaluations']:.1f}",
+        f"{row['accuracy']:.4f}",
+        "yes" if row["met"] else "no",
+        str(row["ops_int8"]),
+        f"{row['latency']['b1'][0]:.2f}",
+        f"{row['latency']['b32'][0]:.2f}",
+        str(row.get("onnxruntime", "")),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- scaling
+
+
+def _scaling(figures: dict[str, Any]) -> list[str]:
+    rows: list[Sequence[str]]
+    parts = ["## Scaling", f"`python benchmarks/scaling.py`. {_host(figures['host'])}"]
+    if "real" in figures:
+        real = figures["real"]
+        rows = [
+            (f"{ratio:.2f}", f"{stage:.2f}", f"{(before + after) / 2:.2f}")
+            for ratio, stage, before, after in zip(
+                real["speedups"], real["ranking_speedups"], real["floors"], real["floors"][1:], strict=False
+            )
+        ]
+        parts += [
+            f"Two real ranks against one, next to what two processes that only infer get done against one on this "
+            f"machine at that time: {real['over_floor']:.2f} of it (ranking stage "
+            f"{real['ranking_over_floor']:.2f}; goal {real['goal']}).",
+            _table(("run", "ranking stage", "two processes"), rows),
+        ]
+    if "simulated" in figures:
+        simulated = figures["simulated"]
+        parts.append(
+            f"The engine and the strategies on simulated ranks, a model of {simulated['ops']} ops of which a quarter "
+            f"must fall back, trials as long as recorded in the real run. The limit is Amdahl's: the time on ranks "
+            f"without number is the serial part. Ranking stage of `basic` on 64 ranks: "
+            f"{simulated['ranking_at_64']:.2f} (goal {simulated['goal']})."
+        )
+        for one in simulated["strategies"]:
+            why = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in one["because"])
+            parts += [
+                f"### {one['strategy']}, {one['trials']} trials",
+                f"Saturates at {one['saturates_at']} ranks (twice as many bring less than 10%). There the time is: "
+                f"{why}.",
+                _table(
+                    ("ranks", "seconds", "speed-up", "limit", "of the limit", "ranking stage"),
+                    [_point_row(point) for point in one["points"]],
+                ),
+            ]
+        lines = [
+            (one["strategy"], [(point["ranks"], point["speedup"]) for point in one["points"]])
+            for one in simulated["strategies"]
+        ]
+        lines += [
+            (f"{one['strategy']}, limit", [(point["ranks"], point["amdahl"]) for point in one["points"]])
+            for one in simulated["strategies"]
+        ]
+        (PLOTS / "scaling.svg").write_text(_lines("speed-up against ranks", lines))
+        parts.append("![Speed-up against ranks](benchmarks/scaling.svg)")
+    if "master" in figures:
+        master = figures["master"]
+        rows = [
+            (layer["layer"], f"{layer['median_ms']:.3f}", f"{layer['p99_ms']:.3f}", f"{layer['trials_per_s']:.0f}")
+            for layer in master["layers"]
+        ]
+        parts += [
+            f"What a trial costs the master, 64 real ranks whose trials sleep (goal {master['goal_ms']} ms median):",
+            _table(("up to", "median ms", "p99 ms", "trials a second"), rows),
+        ]
+    return parts
+
+
+def _point_row(point: dict[str, Any]) -> tuple[str, ...]:
+    ranking = point["ranking_efficiency"]
+    return (
+        str(point["ranks"]),
+        f"{point['seconds']:.1f}",
+        f"{point['speedup']:.1f}",
+        f"{point['amdahl']:.1f}",
+        f"{point['speedup'] / point['amdahl']:.2f}",
+        "" if ranking is None else f"{ranking:.2f}",
+    )
+
+
+def _early_verdict(figures: dict[str, Any]) -> list[str]:
+    rows = []
+    for case in figures["cases"]:
+        near = [one for one in case["bins"] if one["low"] >= figures["tolerance"] and one["ordered"] is not None]
+        shares = [_share(one, "ordered") for one in near], [_share(one, "shuffled") for one in near]
+        tau = (case.get("ranking") or {}).get("tau")
+        words = [case["model"], str(case["resampled"]), str(case["wrong"])]
+        rows.append([*words, *(", ".join(each) for each in shares), "" if tau is None else f"{tau:.2f}"])
+    names = [one for one in figures["cases"][0]["bins"] if one["low"] >= figures["tolerance"]]
+    drops = ", ".join(f"{one['low']:.1%}" for one in names)
+    return [
+        "## Early verdict",
+        f"`python benchmarks/early_verdict.py`. Share of the samples that a trial needs to be rejected for sure, by "
+        f"what it loses (from {drops} on), ordered by margin and shuffled; tau compares the order of ops by "
+        f"the decisive samples with that by all.",
+        _table(("model", "configs", "wrong verdicts", "ordered", "shuffled", "tau"), rows),
+    ]
+
+
+def _share(one: dict[str, Any], how: str) -> str:
+    return "-" if one[how] is None else f"{one[how]:.0%}"
+
+
+# ------------------------------------------------------------------------------------------------------------- forms
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _lines(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
+    """Lines over two logarithmic axes of base 2; limits are dashed."""
+    top = max(math.log2(max(y, 1.0)) for _, points in lines for _, y in points) or 1.0
+    right = max(math.log2(x) for _, points in lines for x, _ in points) or 1.0
+    across, up = (WIDTH - LEFT - 170) / right, (HEIGHT - BOTTOM - 30) / top
+    parts = [_text(WIDTH / 2, 18, title, "middle")]
+    for power in range(int(right) + 1):
+        parts.append(_text(LEFT + power * across, HEIGHT - BOTTOM + 18, str(2**power), "middle"))
+    for power in range(int(top) + 1):
+        parts.append(_text(LEFT - 8, HEIGHT - BOTTOM - power * up + 4, str(2**power), "end"))
+    half = (len(lines) + 1) // 2
+    for number, (name, points) in enumerate(lines):
+        colour, dash = COLOURS[number % half], ' stroke-dasharray="4 4"' if number >= half else ""
+        places = " ".join(
+            f"{LEFT + math.log2(x) * across:.1f},{HEIGHT - BOTTOM - math.log2(max(y, 1.0)) * up:.1f}" for x, y in points
+        )
+        parts.append(f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        parts.append(_text(WIDTH - 160, 40 + 18 * number, name, "start", colour))
+    return _svg(parts, HEIGHT)
+
+
+def _bars(title: str, bars: Sequence[tuple[str, float, str]]) -> str:
+    longest = max((value for _, value, _ in bars), default=1.0)
+    parts = [_text(WIDTH / 2, 18, title, "middle")]
+    for number, (name, value, colour) in enumerate(bars):
+        y = 34 + 22 * number
+        length = (WIDTH - 250) * value / longest
+        parts.append(_text(175, y + 12, name, "end"))
+        parts.append(f'<rect x="180" y="{y}" width="{length:.1f}" height="16" fill="{colour}"/>')
+        parts.append(_text(186 + length, y + 12, f"{value:.1f}", "start"))
+    return _svg(parts, 44 + 22 * len(bars))
+
+
+def _text(x: float, y: float, words: str, anchor: str, colour: str = "#24292f") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{words}</text>'
+
+
+def _svg(parts: Iterable[str], height: int) -> str:
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+        f'font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
