@@ -284,7 +284,11 @@ class Scheduler:
                     out += [Suspend(rank) for rank in more]
                 self._exclusive = [entry for entry in self._exclusive if entry.id != task.id]
                 heapq.heapify(self._exclusive)
-                out.append(self._hand(min(able, key=lambda worker: worker.info.rank), task))
+                chosen = min(able, key=lambda worker: worker.info.rank)
+                if chosen.info.rank in self._held.get(host, []):  # its answer was under way when it was held
+                    self._held[host].remove(chosen.info.rank)
+                    out.append(Resume(chosen.info.rank))
+                out.append(self._hand(chosen, task))
         return out
 
     def _host_for(self, task: Task) -> str | None:

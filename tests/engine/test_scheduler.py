@@ -157,6 +157,15 @@ def test_neighbours_go_on_when_the_measurement_fails_or_its_worker_is_lost() -> 
     assert [i.rank for i in scheduler.on_event(WorkerLost(1, "killed")) if isinstance(i, Resume)] == [0]
 
 
+def test_a_worker_that_answered_before_it_was_held_goes_on_when_the_measurement_comes_to_it() -> None:
+    scheduler = Scheduler(workers("aa"), can_hold=True)
+    scheduler.submit(task(1))
+    scheduler.submit(task(2, exclusive=True))
+    answer(scheduler, 0, 1)
+    moved = [i for i in scheduler.on_event(WorkerLost(1, "killed")) if isinstance(i, Resume | Send)]
+    assert [(type(i), i.rank) for i in moved] == [(Resume, 0), (Send, 0)]
+
+
 @given(
     hosts=st.text(alphabet="abc", min_size=1, max_size=6),
     exclusive=st.lists(st.booleans(), max_size=15),

@@ -103,6 +103,12 @@ class Fates(RuleBasedStateMachine):
         assert self.scheduler.on_event(event) == []
 
     @rule(pick=st.integers(0, 99))
+    @precondition(lambda self: set(self.running) & self.held)
+    def has_answered_before_it_was_held(self, pick: int) -> None:
+        ranks = sorted(set(self.running) & self.held)
+        self.arrives(ranks[pick % len(ranks)], scored(0.5))
+
+    @rule(pick=st.integers(0, 99))
     @precondition(lambda self: len(self.scheduler.workers) > 1)
     def is_lost(self, pick: int) -> None:
         ranks = [worker.rank for worker in self.scheduler.workers]
@@ -184,7 +190,7 @@ class Fates(RuleBasedStateMachine):
             if isinstance(instruction, Send):
                 assert instruction.rank not in self.running, "a worker does one thing at a time"
                 assert instruction.request.id not in {r.id for r in self.running.values()}, "work is done once"
-                assert instruction.rank not in self.scheduler.lost
+                assert instruction.rank not in {*self.scheduler.lost, *self.held}
                 self.running[instruction.rank] = instruction.request
             elif isinstance(instruction, Suspend):
                 self.held.add(instruction.rank)
