@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,9 @@ class Compiled:
 
     def __init__(self, module: GraphModule, threads: int) -> None:
         self._threads = threads
-        self._function = torch.compile(module, dynamic=False if _has_one_channel_kernel(module) else None)
+        fixed = _has_one_channel_kernel(module)
+        self._dynamic = [()] * len(_inputs(module)) if fixed else [_dynamic_axes(node) for node in _inputs(module)]
+        self._function = torch.compile(module, dynamic=False if fixed else None)
         self._seen: set[tuple[Any, ...]] = set()
         self.seconds = 0.0
 
@@ -69,6 +71,13 @@ class Compiled:
         Raises:
             TrialError: Inductor cannot compile the graph.
         """
+        for value, axes in zip(arguments, self._dynamic, strict=True):
+            for axis in axes:
+                if value is not None and value.shape[axis] > 1:
+                    dynamo.maybe_mark_dynamic(value, axis)  # or the second shape would be compiled for a second time
+        return self._run(arguments)
+
+    def _run(self, arguments: Sequence[torch.Tensor | None]) -> Any:
         shapes = tuple(() if each is None else tuple(each.shape) for each in arguments)
         with torch.no_grad(), intra_op_threads(self._threads):
             if shapes in self._seen:
@@ -82,7 +91,7 @@ class Compiled:
 
     def closure(self, *arguments: torch.Tensor | None) -> Callable[[], object]:
         """Runs ``arguments`` once, with as little around it as possible; everything is compiled before this returns."""
-        self(*arguments)
+        self._run(arguments)
         torch.set_num_threads(self._threads)
         function = self._function
 
@@ -185,6 +194,17 @@ class CompiledHandle:
     def seconds(self) -> float:
         """Spent on compiling so far."""
         return self.models.seconds(self.at)
+
+
+def _inputs(module: GraphModule) -> list[Node]:
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def _dynamic_axes(node: Node) -> tuple[int, ...]:
+    """Axes of an input that the module was exported with a size of its own for."""
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    return tuple(axis for axis, size in enumerate(sizes) if not isinstance(size, int))
 
 
 def _has_one_channel_kernel(module: GraphModule) -> bool:

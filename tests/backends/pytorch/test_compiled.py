@@ -8,8 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch._dynamo.utils import counters  # noqa: E402
 
-from tests.backends.torch_models import backend, calibrated  # noqa: E402
+from tests.backends.torch_models import backend, batches, calibrated, images, residual  # noqa: E402
 
 
 class Gray(nn.Module):
@@ -35,5 +36,19 @@ def test_an_integer_convolution_of_one_channel_runs_in_batches_of_any_size() -> 
             expected, given = (each.predict({"image": image[:size]})[0] for each in (judged, deployed))
             np.testing.assert_allclose(given, expected, atol=1e-2)
         assert deployed.ops_executed_int8 == 2
+    finally:
+        made.close()
+
+
+def test_batches_of_several_sizes_are_one_compilation() -> None:
+    made = backend(residual(), images(8))
+    try:
+        config = calibrated(made, batches())
+        deployed = made.load_deployed(config)
+        deployed.predict({"image": images(8)})
+        compiled = counters["stats"]["unique_graphs"]
+        for size in (5, 8, 3):
+            assert deployed.predict({"image": images(size)})[0].shape == (size, 5)
+        assert counters["stats"]["unique_graphs"] == compiled
     finally:
         made.close()
