@@ -103,6 +103,21 @@ def test_configs_that_differ_in_more_than_ops_share_nothing() -> None:
     assert backend.load(first)._suffix is None
 
 
+def test_a_model_that_outlives_its_stage_holds_nothing_and_runs_as_a_whole() -> None:
+    backend = backend_of(residual_network(1), batches(101, size=4))
+    base, feeds = default_config(backend), batches(1)
+    backend.share(base, samples=48, memory_limit=LIMIT)
+    loaded = backend.load(one_at_a_time(backend, base)[0])
+    before = [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)]
+    shared = backend._shared
+    assert shared is not None
+    assert shared.kept_bytes
+    backend.share(None)
+    assert not shared.kept_bytes
+    assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == before
+    assert not shared.kept_bytes
+
+
 class _Wrong(SharedPrefix):
     """Keeps tensors that are off by one in one element."""
 

@@ -77,11 +77,15 @@ class LinearBackend(Backend):
         self.weight = np.asarray(job.model.live, np.float32)
         self.ranges: dict[int, tuple[float, float]] = {}
         self.loads: list[tuple[str, int]] = []
+        self.shares: list[tuple[str, int]] = []
 
     def facts(self) -> ModelFacts:
         ops = (OpInfo("linear", "MatMul", (INT8, FP32), "linear", has_weight=True),)
         inputs = (InputInfo("x", "float32", ("batch", self.weight.shape[0])),)
         return ModelFacts(Capability(ops), inputs, ("y",), self.weight.nbytes, {}, {"numpy": np.__version__})
+
+    def share(self, base: TuningConfig | None, samples: int = 0, memory_limit: int = 0) -> None:
+        self.shares.append(("" if base is None else base.hash, samples))
 
     def load(self, config: TuningConfig | None, threads: int = 1) -> LinearModel:
         self.loads.append(("fp32" if config is None else config.hash, threads))

@@ -181,6 +181,18 @@ def test_a_closed_stage_drops_all_but_its_base(base: str, loads: int) -> None:
     assert len(worker.backend.loads) == loads
 
 
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_the_backend_hears_of_a_stage_whose_trials_begin_alike(limit: int) -> None:
+    worker = Worker(_job(shared_prefix_bytes=limit))
+    worker.ask(m.Baseline())
+    worker.runner.receive(m.StageOpened("ranking", config()))
+    assert worker.backend.shares == [], "until a trial needs it"
+    worker.ask(m.Judge(config(FP32)))
+    worker.ask(m.Judge(config()))
+    worker.runner.receive(m.StageClosed("ranking", ""))
+    assert worker.backend.shares == [(config().hash, 40)] * bool(limit) + [("", 0)]
+
+
 def test_a_failed_trial_leaves_nothing_behind() -> None:
     held: list[weakref.ref[Any]] = []
 

@@ -218,6 +218,8 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def share(self, base: TuningConfig | None, samples: int = 0, memory_limit: int = 0) -> None:
+        if self._shared is not None:
+            self._shared.clear()  # a model of the stage may live on
         self._shared = None
         self._base = None if base is None else (self._effective(base), samples, memory_limit)
 

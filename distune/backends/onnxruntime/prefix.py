@@ -72,6 +72,11 @@ class SharedPrefix:
         """Bytes of the tensors that are kept."""
         return sum(array.nbytes for tensors in self._kept.values() for array in tensors.values())
 
+    def clear(self) -> None:
+        """Forget everything: models that are still there run as a whole from now on."""
+        self._kept.clear()
+        self._cuts, self._session, self._left = [], None, 0
+
     def last_cut(self, model: onnx.ModelProto, feed: Feed) -> Cut | None:
         """Where ``model`` can be cut last; ``None`` where it computes nothing at any cut as the base does."""
         if self._session is None and self._cuts:
