@@ -120,8 +120,8 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
             f"must fall back, trials as long as recorded in the real run. The limit is Amdahl's: the time on ranks "
             f"without number is the serial part. Ranking stage of `basic` on 64 ranks: "
             f"{simulated['ranking_at_64']:.2f}, and {simulated['ranking_at_64_if_trials_are_alike']:.2f} if all trials "
-            f"take the same time (goal {simulated['goal']}). The table's efficiency of that stage is above 1 where idle "
-            f"ranks began with it during the stages before."
+            f"take the same time (goal {simulated['goal']}). The table's efficiency of that stage is above 1 where "
+            f"idle ranks began with it during the stages before."
         )
         for one in simulated["strategies"]:
             why = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in one["because"])

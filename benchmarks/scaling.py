@@ -284,7 +284,8 @@ def simulated(recorded: dict[str, Any], names: Sequence[str]) -> tuple[dict[str,
     }
     if at_64 is not None:
         print(
-            f"\nranking stage of basic at 64 ranks, {OPS} ops, nothing run ahead: {at_64:.3f}, {alike:.3f} if trials are alike, goal {goal}"
+            f"\nranking stage of basic at 64 ranks, {OPS} ops, nothing run ahead: {at_64:.3f}, "
+            f"{alike:.3f} if trials are alike; goal {goal}"
         )
     return figures, [f"ranking stage at 64 ranks: {at_64:.3f}"] if at_64 is not None and at_64 < goal else []
 
