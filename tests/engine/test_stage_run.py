@@ -139,3 +139,13 @@ def test_the_book_knows_the_best_and_keeps_the_earlier_of_equals(higher: bool) -
         book.add(outcome(number, value))
     assert book.best is not None
     assert book.best.id == (2 if higher else 4)
+
+
+def test_a_slow_trial_keeps_no_worker_waiting() -> None:
+    """What was answered and waits for its turn behind the slow one leaves its place to the next."""
+    book = TrialBook(100)
+    run = StageRun(Stage("s", [Candidate(config(i), str(i)) for i in range(6)]), book, True)
+    assert [candidate.label for candidate in run.want(2)] == ["0", "1"]
+    run.take(outcome(1, 0.5))
+    assert run.decide() == []
+    assert [candidate.label for candidate in run.want(2)] == ["2"]
