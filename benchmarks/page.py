@@ -38,6 +38,12 @@ def main() -> int:
     return 0
 
 
+def _notes(figures: dict[str, Any]) -> list[str]:
+    """What a reader has to know of how the figures came about."""
+    notes = figures.get("notes", [])
+    return ["How to read these:", "\n".join(f"- {note}" for note in notes)] if notes else []
+
+
 def _host(host: dict[str, Any]) -> str:
     return (
         f"{host['cpu']}, {host['cores']} cores, load average {host['load_average']:.1f} at the start, "
@@ -69,6 +75,7 @@ def _peers(figures: dict[str, Any]) -> list[str]:
         if "processor_s" in row and "accuracy" in row
     ]
     (PLOTS / "peers.svg").write_text(_bars("processor seconds to the accepted model", bars))
+    parts += _notes(figures)
     return [*parts, "![Processor seconds to the accepted model](benchmarks/peers.svg)"]
 
 
@@ -154,7 +161,7 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
             f"What a trial costs the master, 64 real ranks whose trials sleep (goal {master['goal_ms']} ms median):",
             _table(("up to", "median ms", "p99 ms", "trials a second"), rows),
         ]
-    return parts
+    return [*parts, *_notes(figures)]
 
 
 def _point_row(point: dict[str, Any]) -> tuple[str, ...]:

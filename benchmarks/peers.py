@@ -5,7 +5,8 @@ takes longer than ``--patience`` is stopped and shown as such. All final models 
 in the ONNX Runtime of this environment. *Time* is that to the accepted model, without the start of the interpreter,
 imports and loading, and without the latency interval that distune alone measures (both are shown apart). Where other
 work shares the machine the wall clock says little: processor seconds are shown beside it, and all ratios are made of
-those. The *floor* is pure inference: fp32 once, the calibration data once, the accepted model once.
+those (of a peer measured around its call; of distune, which has several processes, its share of the run's). The
+*floor* is pure inference: fp32 once, the calibration data once, the accepted model once.
 
     DISTUNE_ASSETS=... python benchmarks/peers.py [--case resnet20] [--tuner "inc basic"] [--json peers.json]
 """

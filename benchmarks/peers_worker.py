@@ -39,7 +39,7 @@ class Case:
 
     def __init__(self, name: str) -> None:
         sys.path.insert(0, str(ASSETS))
-        import asset_tasks
+        import asset_tasks  # type: ignore[import-not-found,unused-ignore]
 
         self.name = name
         self.task = asset_tasks.task(name)
