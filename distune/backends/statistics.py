@@ -36,7 +36,7 @@ from distune.backends.channel_statistics import ChannelStatistics
 from distune.backends.second_moments import SecondMoments
 from distune.errors import TrialError
 
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
 """Changes with what the statistics hold, so that nobody reads older ones."""
 
 BINS_LOG2 = 12

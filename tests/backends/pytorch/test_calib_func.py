@@ -54,5 +54,5 @@ def test_what_it_does_wrong_is_said() -> None:
         quantization.fit(residual(), conf, calib_func="calls")  # type: ignore[arg-type]
     data = [(images(8), np.zeros(8))]
     unused = pytest.warns(UserWarning, match="calib_func has no effect beside calib_dataloader")
-    with pytest.raises(UserCodeError), unused:
+    with unused, pytest.raises(UserCodeError):
         quantization.fit(residual(), conf, calib_dataloader=data, calib_func=calls, eval_func=fails)

@@ -412,18 +412,17 @@ def test_the_biases_of_mobilenet_give_back_what_8_bits_take(assets: Path, monkey
     module = load_mobilenet_v1(assets / "models" / "mobilenetv1_cifar10.pt")
     calibration = values(np.load(assets / "data" / "cifar10_calib.npz")["images"][:100])
     evaluation = np.load(assets / "data" / "cifar10_eval.npz")
-    images, labels = values(evaluation["images"][:600]), evaluation["labels"][:600]
+    images, labels = values(evaluation["images"][:1000]), evaluation["labels"][:1000]
     made = Made(module, [{"x": calibration[start : start + 20]} for start in range(0, 100, 20)])
 
     def accuracy(config: TuningConfig | None) -> float:
         loaded = made.backend.load(config)
         hits = [
-            loaded.predict({"x": images[s : s + 100]})[0].argmax(1) == labels[s : s + 100] for s in range(0, 600, 100)
+            loaded.predict({"x": images[s : s + 100]})[0].argmax(1) == labels[s : s + 100] for s in range(0, 1000, 100)
         ]
         return float(np.mean(hits))
 
     fp32, plain = accuracy(None), accuracy(made.config())
     corrected = accuracy(made.config(fast_bias_correction=True))
     print(f"mobilenetv1 in PyTorch: fp32 {fp32:.3f}, int8 {plain:.3f}, with corrected biases {corrected:.3f}")
-    assert plain < 0.99 * fp32
-    assert corrected > plain + 0.015
+    assert plain < 0.99 * fp32 <= corrected
