@@ -53,7 +53,7 @@ DEFAULT_PERCENTILE = 99.99
 
 _BINS = 1 << BINS_LOG2
 _MIN_EXPONENT = -126
-_CHUNK = 1 << 17
+_CHUNK = 1 << 16
 _MAGIC = b"DSTAT%d" % STATISTICS_VERSION
 _MOVING_WEIGHT = 0.01
 _KL_BINS = 2048
@@ -79,12 +79,19 @@ class Histogram:
         """Count finite ``values`` (any shape)."""
         if values.size == 0:
             return
-        magnitude = max(abs(float(values.min())), abs(float(values.max())))
-        self._widen(_exponent_for(magnitude))
-        flat, scale = values.ravel(), np.float64(2.0**-self.exponent)  # exact in float64, even for subnormal values
+        self._widen(_exponent_for(max(abs(float(values.min())), abs(float(values.max())))))
+        flat = values.ravel()
+        # Scaling by a power of two is exact: up in float32 too, down only where subnormal values have room.
+        dtype = np.dtype(np.float32 if flat.dtype == np.float32 and self.exponent <= 0 else np.float64)
+        scale = dtype.type(2.0**-self.exponent)
+        scaled, index = np.empty(min(flat.size, _CHUNK), dtype), np.empty(min(flat.size, _CHUNK), np.int64)
         for start in range(0, flat.size, _CHUNK):
-            index = np.floor(flat[start : start + _CHUNK] * scale).astype(np.int64)
-            index += _BINS
+            chunk = flat[start : start + _CHUNK]
+            scaled, index = scaled[: chunk.size], index[: chunk.size]
+            np.multiply(chunk, scale, out=scaled)
+            np.floor(scaled, out=scaled)
+            np.add(scaled, _BINS, out=scaled)
+            np.copyto(index, scaled, casting="unsafe")
             self.counts += np.bincount(index, minlength=2 * _BINS)
 
     def merge(self, other: Histogram) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distune.backends.statistics import CalibrationStatistics, merge
+from distune.backends.statistics import CalibrationStatistics, Histogram, merge
 from distune.errors import TrialError
 
 ALGORITHMS = ("minmax", "kl", "percentile")
@@ -43,6 +46,20 @@ def test_any_order_and_sharding_gives_the_same_bytes_and_ranges(order: list[int]
     for tensor in data[0]:
         for algorithm in ALGORITHMS:
             assert one.range(tensor, algorithm) == many.range(tensor, algorithm)
+
+
+@pytest.mark.parametrize("largest", [1e-44, 1e-38, 3e-3, 1.0, 4095.9, 4096.0, 1e7, 3e38])
+def test_every_value_is_in_the_bin_that_exact_arithmetic_gives_it(largest: float) -> None:
+    rng = np.random.default_rng(3)
+    values = np.float32(largest) * rng.uniform(-1, 1, 5000).astype(np.float32)
+    edges = np.float32(np.ldexp(np.float64(np.abs(values).max()), -5)) * np.arange(-32, 33, dtype=np.float32)
+    tiny = np.array([-1e-45, 1e-45, -1e-38, -0.0, 0.0], np.float32)
+    values = np.concatenate([values, edges, tiny[np.abs(tiny) <= np.abs(values).max()]])
+    histogram = Histogram()
+    histogram.add(values)
+    exact = Counter(int(Fraction(float(value)) // Fraction(2) ** histogram.exponent) for value in values)
+    found = {int(place) - 4096: int(histogram.counts[place]) for place in np.flatnonzero(histogram.counts)}
+    assert found == exact
 
 
 def test_minmax_is_the_exact_minimum_and_maximum() -> None:
