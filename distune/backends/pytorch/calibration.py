@@ -16,7 +16,8 @@ from distune.backends.base import Feed
 from distune.backends.pytorch.capability import quantized_edges
 from distune.backends.pytorch.options import OP_KINDS
 from distune.backends.pytorch.program import ExportedModule
-from distune.backends.pytorch.runnable import arguments_of, intra_op_threads
+from distune.backends.pytorch.runnable import arguments_of
+from distune.backends.pytorch.threads import intra_op_threads
 from distune.backends.recipes.variants import LayerCollector
 from distune.backends.statistics import CalibrationStatistics
 from distune.space.capability import Capability

@@ -25,7 +25,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.fx import GraphModule, Node
 
 from distune.backends.pytorch.partition import Partition
-from distune.backends.pytorch.runnable import intra_op_threads
+from distune.backends.pytorch.threads import intra_op_threads
 from distune.errors import TrialError, UsageError
 
 _KEPT = 4

@@ -32,7 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from distune.backends.base import LabelledBatch
 from distune.backends.pytorch.program import ExportedModule
 from distune.backends.pytorch.qparams import weight_qparams
-from distune.backends.pytorch.runnable import arguments_of, intra_op_threads
+from distune.backends.pytorch.runnable import arguments_of
+from distune.backends.pytorch.threads import intra_op_threads
 from distune.backends.weight_only.quantize import quantize_weight
 from distune.config.imports import import_object
 from distune.data.user_code import user_code

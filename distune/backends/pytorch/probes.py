@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from distune.backends.base import Feed
 from distune.backends.pytorch.program import ExportedModule
-from distune.backends.pytorch.runnable import arguments_of, intra_op_threads
+from distune.backends.pytorch.runnable import arguments_of
+from distune.backends.pytorch.threads import intra_op_threads
 from distune.backends.sensitivity import squares
 
 _QUANTIZE = frozenset(

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from distune.backends.base import Feed, Outputs, RunnableModel
 from distune.backends.pytorch.model import to_tensor
 from distune.backends.pytorch.program import ExportedModule
+from distune.backends.pytorch.threads import intra_op_threads
 from distune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -115,23 +116,6 @@ def arguments_of(model: ExportedModule, feed: Feed) -> tuple[torch.Tensor | None
 def _runnable(module: GraphModule, model: ExportedModule) -> torch.nn.Module:
     partition = model.partition
     return module if partition is None else partition.assembled(partition.split(module))
-
-
-class intra_op_threads:
-    """Intra-op threads inside a ``with`` block; setting them costs, so only where they differ."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._before = threads
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        if self._before != self._threads:
-            torch.set_num_threads(self._threads)
-
-    def __exit__(self, *_: object) -> None:
-        if self._before != self._threads:
-            torch.set_num_threads(self._before)
 
 
 def to_arrays(outputs: Any) -> list[Any]:

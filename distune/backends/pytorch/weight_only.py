@@ -15,7 +15,8 @@ from distune.backends.pytorch.calibration import Watching
 from distune.backends.pytorch.convert import prune
 from distune.backends.pytorch.packed import Kind, PackedLinear, kernel_of, linear_of
 from distune.backends.pytorch.program import ExportedModule
-from distune.backends.pytorch.runnable import arguments_of, intra_op_threads
+from distune.backends.pytorch.runnable import arguments_of
+from distune.backends.pytorch.threads import intra_op_threads
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import BITS, GroupedWeight, WeightFormat
 from distune.backends.weight_only.quantize import SETTINGS_RECIPES

@@ -28,7 +28,7 @@ from distune.backends.pytorch.qat.criteria import (
     make_optimizer,
 )
 from distune.backends.pytorch.qat.trainable import TrainableModule, Trained, being_trained
-from distune.backends.pytorch.runnable import intra_op_threads
+from distune.backends.pytorch.threads import intra_op_threads
 from distune.backends.pytorch.versions import versions
 from distune.config.imports import import_object, split_reference
 from distune.config.job import DataloaderSpec, TrainSpec, TuningJob
