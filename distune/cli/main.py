@@ -19,7 +19,7 @@ from distune.errors import DistuneError, UsageError
 
 VERBS = (
     *("init", "validate", "schema", "plan", "run"),
-    *("report", "compare", "inspect", "export"),
+    *("report", "compare", "inspect", "export", "benchmark"),
     *("strategies", "doctor", "slurm"),
 )
 """One module of this package each, with ``add_arguments`` and ``main``; listed in the order of the help text."""

@@ -55,6 +55,30 @@ def first_feed(source: DataSource, infos: Sequence[InputInfo], batch_size: int) 
     return to_feed(joined, infos)
 
 
+def zeros_feed(infos: Sequence[InputInfo], batch_size: int) -> Feed:
+    """Zeros for every input, where there are no data; axis 0 takes ``batch_size`` where it is dynamic.
+
+    Raises:
+        DataError: Another axis is dynamic: only data can tell its size.
+    """
+    return {info.name: np.zeros(_sizes(info, batch_size), np.dtype(info.dtype)) for info in infos}
+
+
+def _sizes(info: InputInfo, batch_size: int) -> list[int]:
+    shape: list[int] = []
+    for axis, size in enumerate(info.shape):
+        if isinstance(size, int):
+            shape.append(size)
+        elif axis == 0:
+            shape.append(batch_size)
+        else:
+            raise DataError(
+                f"latency cannot be measured without data: axis {axis} ({size or 'unnamed'}) of input {info.name!r} is "
+                "dynamic; give evaluation.accuracy.dataloader or quantization.calibration.dataloader"
+            )
+    return shape
+
+
 def _any_batch(info: InputInfo) -> InputInfo:
     return InputInfo(info.name, info.dtype, (None, *info.shape[1:])) if info.shape else info
 

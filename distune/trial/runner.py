@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from distune.backends.base import Backend, Feed, InputInfo, LabelledBatch, RunnableModel, backend_class
+from distune.backends.base import Backend, Feed, LabelledBatch, RunnableModel, backend_class
 from distune.config.job import TuningJob
 from distune.config.parameters import defaults
 from distune.data.loader import DataSource, open_dataloader
 from distune.errors import DataError, TrialError, UsageError, UserCodeError
 from distune.evaluation.accuracy import Evaluator, Score, quarter_of_memory
 from distune.evaluation.criterion import Target
-from distune.evaluation.feeds import first_feed, to_feed
+from distune.evaluation.feeds import first_feed, to_feed, zeros_feed
 from distune.evaluation.footprint import peak_resident_bytes
 from distune.evaluation.latency import measure
 from distune.evaluation.order import SampleOrder
@@ -321,7 +321,7 @@ class Runner:
         source = self._evaluation() or self._calibration()
         if source is not None:
             return first_feed(source, infos, batch_size)
-        return {info.name: _dummy(info, batch_size) for info in infos}
+        return zeros_feed(infos, batch_size)
 
     def _seed(self, what: str) -> None:
         """The same random numbers for the same work, whatever ran before it and on whichever rank."""
@@ -375,22 +375,6 @@ def _accuracy(score: Score, model: RunnableModel) -> m.Accuracy:
         warnings=model.warnings,
         score=score.graded,
     )
-
-
-def _dummy(info: InputInfo, batch_size: int) -> Any:
-    """Zeros for an input; axis 0 takes the batch size where it is dynamic."""
-    shape: list[int] = []
-    for axis, size in enumerate(info.shape):
-        if isinstance(size, int):
-            shape.append(size)
-        elif axis == 0:
-            shape.append(batch_size)
-        else:
-            raise DataError(
-                f"latency cannot be measured without data: axis {axis} ({size or 'unnamed'}) of input {info.name!r} is "
-                "dynamic; give evaluation.accuracy.dataloader or quantization.calibration.dataloader"
-            )
-    return np.zeros(shape, np.dtype(info.dtype))
 
 
 __all__ = ["Runner"]
