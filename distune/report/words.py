@@ -212,6 +212,8 @@ def verdict_sentence(result: RunResult) -> str:
             return f"met: the accuracy is kept, and the model is {_speed_clause(best)}"
         case "met":
             return "met"
+        case "not_met" if result.trials and all(trial.verdict == "failed" for trial in result.trials):
+            return f"not met: every trial failed, the first of them with: {result.trials[0].reason}"
         case "not_met":
             return "not met: nothing in the tuning space keeps the accuracy" + _effort(best)
         case "budget_spent":
@@ -238,7 +240,9 @@ def next_step(result: RunResult) -> str:
         case "budget_spent":
             return "raise tuning.exit_policy.max_trials or timeout and run again: what was judged is not judged again"
         case "interrupted":
-            return "run the same command again: it resumes, and nothing that finished runs again"
+            met = [trial.id for trial in result.trials if trial.verdict == "met"]
+            found = f"trial {met[0]} meets the criterion already; " if met else ""
+            return found + "run the same command again: it resumes, and nothing that finished runs again"
         case "failed":
             return "mend what the message names and run the same command again: it resumes"
         case "not_judged":

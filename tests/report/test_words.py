@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distune.engine.events import WorkersBusy
 from distune.report import words
+from distune.report.build import result_of
 from distune.report.result import LatencyFigures
 from distune.space.op_config import TuningConfig
 from distune.trial.messages import Calibrate, Judge
+from tests.report.fabricated import outcome
 
 
 @pytest.mark.parametrize(
@@ -60,3 +64,15 @@ def test_units() -> None:
         "7 GB",
     ]
     assert [words.duration(value) for value in (0.44, 61, 600, 7200)] == ["0.4 s", "61 s", "10 min", "2.0 h"]
+
+
+def test_an_interrupted_run_says_that_it_has_found_something() -> None:
+    result = result_of(outcome("interrupted"))
+    assert "trial 6 meets the criterion already; run the same command again" in words.next_step(result)
+
+
+def test_a_run_in_which_nothing_could_be_judged_does_not_blame_the_accuracy() -> None:
+    result = result_of(outcome("not_met"))
+    failed = [replace(trial, verdict="failed", reason="rank 0 on a: out of memory") for trial in result.trials]
+    sentence = words.verdict_sentence(replace(result, trials=tuple(failed)))
+    assert sentence == "not met: every trial failed, the first of them with: rank 0 on a: out of memory"
