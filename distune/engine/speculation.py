@@ -172,8 +172,8 @@ def foresees(name: str, strategy: type[TuneStrategy]) -> bool:
 def _next(generator: Any, answer: Answer | None) -> Wanted:
     try:
         wanted: Wanted = generator.send(answer)
-    except StopIteration:
-        raise _Unforeseen from None
+    except Exception as error:  # its end, or an answer that it cannot cope with: a guess must not end the run
+        raise _Unforeseen from error
     return wanted
 
 
