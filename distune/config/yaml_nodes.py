@@ -7,6 +7,7 @@ may be called ``1`` or ``on``).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +80,13 @@ class Document:
 def parse_yaml(text: str, source: str) -> Document:
     """Parse ``text``; problems are collected in the document, whose data are then only as good as the YAML."""
     document = Document(source)
+    text = text.removeprefix("\ufeff")  # a byte order mark would otherwise become part of the first key
     lines = text.splitlines()
-    loader = _Loader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        document.problems.append(_character_problem(error, source, text))
+        return document
     try:
         root = loader.get_single_node()
         if root is not None:
@@ -96,18 +102,10 @@ def parse_yaml(text: str, source: str) -> Document:
     return document
 
 
-class _Loader(yaml.SafeLoader):
-    """``SafeLoader``; the document is composed by it and walked by ``_Composer``."""
-
-    def __init__(self, text: str) -> None:
-        # A byte order mark would otherwise become part of the first key.
-        super().__init__(text.removeprefix("\ufeff"))
-
-
 class _Composer:
     """Turns nodes into values and records where they stand."""
 
-    def __init__(self, loader: _Loader, document: Document, lines: list[str]) -> None:
+    def __init__(self, loader: yaml.SafeLoader, document: Document, lines: list[str]) -> None:
         self._loader = loader
         self._document = document
         self._lines = lines
@@ -152,7 +150,7 @@ class _Composer:
             if not isinstance(key_node, yaml.ScalarNode):
                 message = "a key must be text, not a list or a mapping"
                 raise _refused(message, key_node)
-            name = str(key_node.value)
+            name = _whole(str(key_node.value), key_node)
             self._document.forget((*path, name))
             out[name] = self.build(value_node, (*path, name), self._span(key_node))
         return out
@@ -176,6 +174,8 @@ class _Composer:
         except ValueError as error:
             message = f"{node.value!r} cannot be read ({error}); put it in quotes if it is text"
             raise _refused(message, node) from None
+        if isinstance(value, str):
+            return _whole(value, node)
         return Empty() if value is None else value
 
     def _span(self, node: yaml.Node) -> Span:
@@ -189,6 +189,19 @@ class _Composer:
 
 def _refused(message: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+
+
+def _whole(text: str, node: yaml.Node) -> str:
+    """``text``, which an escape such as ``\\ud800`` may have made into something that no file and no name can hold.
+
+    Raises:
+        ConstructorError: It has half of a character in it.
+    """
+    half = re.search(r"[\ud800-\udfff]", text)
+    if half is not None:
+        escape = f"\\u{ord(half[0]):04x}"
+        raise _refused(f"the escape {escape} is half of a character; write the character itself", node)
+    return text
 
 
 def _tag_text(tag: str) -> str:
@@ -208,6 +221,16 @@ _SYNTAX = (
     ("found undefined alias", "{message}; an '&name' must come before its '*name'"),
 )
 """What the parser says (part of it), and what that means to somebody who did not write the parser."""
+
+
+def _character_problem(error: yaml.reader.ReaderError, source: str, text: str) -> Problem:
+    """A character that YAML does not allow; the line is shown with a mark in its place: a terminal would obey it."""
+    start = text.rfind("\n", 0, error.position) + 1
+    line = re.sub(r"[^\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", "\ufffd", text[start:].partition("\n")[0])
+    span = Span(source, text.count("\n", 0, start) + 1, error.position - start + 1, 1, line)
+    code = ord(text[error.position])
+    message = f"the character U+{code:04X} cannot stand in YAML; take it out, or write it as an escape in double quotes"
+    return Problem(span, "", message)
 
 
 def _syntax_problem(error: yaml.YAMLError, source: str, lines: list[str]) -> Problem:

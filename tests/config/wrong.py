@@ -287,6 +287,13 @@ CORPUS = [
     Wrong("indentation", "tuning:\n  random_seed: 1\n   strategy▸: basic", ("check the indentation",)),
     Wrong("other indentation", "tuning:\n    random_seed: 1\n  ▸strategy: basic", ("indented differently",)),
     Wrong("unclosed list", "quantization: {op_wise: [1\n▸", ("is not closed",)),
+    Wrong("a control character", "tuning:\n  strategy: ▸\x00basic", ("the character U+0000 cannot stand in YAML",)),
+    Wrong(
+        "half of a character",
+        'model: {framework: onnxruntime, path: ▸"\\ud800.onnx"}',
+        (r"the escape \ud800 is half of a character",),
+    ),
+    Wrong("half of a character in a key", 'tuning: {▸"\\udc00": 1}', (r"the escape \udc00 is half of a character",)),
     Wrong("unclosed quote", "tuning: {strategy: 'basic}\n▸", ("quotes that are not closed",)),
     Wrong("no colon", "tuning:\n  random_seed\n  strategy▸: basic", ("a second ':' cannot stand here",)),
     Wrong("unknown alias", "tuning: ▸*defaults", ("an '&name' must come before",)),
