@@ -140,9 +140,10 @@ class Judging:
         if stage.base is not None:
             self._dispatcher.broadcast(StageOpened(stage.name, stage.base))
         self._decide(run, total)
-        if not self._out_of_time():
+        timed = self._is_to_be_timed()
+        if timed:
             self._measure_all(stage, run)
-        result = self._close(stage, run, base)
+        result = self._close(stage, run, base, timed)
         seconds = self._dispatcher.now() - start
         self.stages.append(StageRecord.of(stage, total, run.position, seconds, result.met is not None))
         self._listener.on(events.StageEnded(stage.name, result.met, run.position, seconds))
@@ -358,7 +359,7 @@ class Judging:
         )
         self._listener.on(events.TrialDecided(trial, decision.index, total, decision.again, self._book.best))
 
-    def _close(self, stage: Stage, run: StageRun, base: Trial | None) -> StageResult:
+    def _close(self, stage: Stage, run: StageRun, base: Trial | None, timed: bool) -> StageResult:
         """Take the stage's own decision and tell it to every worker."""
         timed_out = self._out_of_time()
         if self._book.remaining == 0 or run.out_of_budget or timed_out:
@@ -379,6 +380,7 @@ class Judging:
             base=base_hash,
             order=order,
             stopped=self._job.exit_policy.timeout if timed_out else None,
+            timed=timed,
         )
         self._decisions.commit()
         self._dispatcher.broadcast(StageClosed(stage.name, base_hash, order))
@@ -397,6 +399,12 @@ class Judging:
 
     # --------------------------------------------------------------------------------------------- what is measured
 
+    def _is_to_be_timed(self) -> bool:
+        """Whether there is time to measure a stage's trials; taken again, it is as an earlier start found it."""
+        upcoming = self._decisions.upcoming
+        before = upcoming is not None and bool(upcoming.get("timed", False))
+        return before or not self._out_of_time()
+
     def _measure_all(self, stage: Stage, run: StageRun) -> None:
         """Measure what the stage or the objectives need to know of its trials.
 
@@ -407,6 +415,11 @@ class Judging:
         trials = {trial.id: trial for trial in run.result(finished=False).trials if trial.verdict != "failed"}
         wanted = [trial for trial in trials.values() if trial.met or stage.latency == "all"]
         self.measuring.measure_all(wanted)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the time for looking further was over."""
+        return self._timed_out
 
     def settle_best(self) -> None:
         """Find out which trial came nearest to the criterion, where some ended before that was known.

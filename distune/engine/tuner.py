@@ -184,9 +184,6 @@ class Tuner:
                 + "\n  ".join(unlike)
                 + "\nUse another --workspace, or --fresh to start over here (the old journal is kept aside)."
             )
-        if not self._journal.resumed:
-            ops = [[op.name, op.op_type, op.group, op.has_weight] for op in self._inspection.capability.ops]
-            self._journal.append("note", {"kind": "ops", "ops": ops})
         self._dispatcher.use(self._journal)
         self._space = build_space(
             self._inspection.capability,
@@ -196,6 +193,9 @@ class Tuner:
             self._job.calibration.sampling_sizes,
         )
         self._space = replace(self._space, parameters=self._job.parameters)
+        if not any(record.data.get("kind") == "ops" for record in self._journal.records("note")):
+            ops = [[op.name, op.op_type, op.group, op.has_weight] for op in self._space.ops]
+            self._journal.append("note", {"kind": "ops", "ops": ops})
         if unknown := diagnosis.unknown_ops(self._job, self._space):
             raise UsageError(f"tuning.diagnosis.op_list: no op of the model is named {', '.join(unknown)}")
         for warning in self._space.warnings:
@@ -313,9 +313,20 @@ class Tuner:
                 f"the best quantized model is slower than fp32 here ({trial.latency.ratio:.2f} x its latency): "
                 f"keep fp32 unless size is what counts"
             )
+        if judging.timed_out:
+            self._warn_of_untimed()
         exported = self._export(trial)
         self._diagnose(judging, trial)
         return self._outcome(self._ending(judging, met=trial.met), best=trial, exported=exported, tied=choice.tied)
+
+    def _warn_of_untimed(self) -> None:
+        """Say where the time was over before all trials that meet could be compared."""
+        untimed = [trial for trial in self._book.met if trial.latency is None]
+        if any(objective.name == "performance" for objective in self._job.objectives) and untimed:
+            self._warn(
+                f"{len(untimed)} of {len(self._book.met)} trials that meet the criterion were not timed before the "
+                f"timeout, and one of them may be faster: raise tuning.exit_policy.timeout and run again"
+            )
 
     def _measured_choice(self, judging: Judging) -> Choice | None:
         """The winner, with its latency: to measure it may cost its config the last child process that it gets."""

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from distune.config.job import StrategySpec
+from distune.config.job import CriterionSpec, StrategySpec
 from distune.journal.replay import decisions, same_decisions
+from distune.trial.messages import Inspection, ResultBody
 from tests.engine.simulated_run import Model, job, policy, tune
+
+LOOSE = CriterionSpec("absolute", 0.5)
+
+
+class WithAnOpForDynamicAlone(Model):
+    """Its first op has no form for the approach of these runs."""
+
+    def _body(self, body: Any) -> ResultBody:
+        answer = super()._body(body)
+        if not isinstance(answer, Inspection):
+            return answer
+        first, *others = answer.capability.ops
+        options = tuple(replace(option, mode="dynamic") if option.is_quantized else option for option in first.options)
+        return replace(answer, capability=replace(answer.capability, ops=(replace(first, options=options), *others)))
+
 
 COST = {"conv0": 0.02, "conv1": 0.3, "conv2": 0.01, "conv3": 0.08, "matmul0": 0.05}
 
@@ -24,6 +42,35 @@ def test_a_run_whose_time_was_over_gives_its_result_again(tmp_path: Path, strate
     assert again.outcome.outcome == first.outcome.outcome
     assert [trial.id for trial in again.outcome.trials] == [trial.id for trial in first.outcome.trials]
     assert same_decisions(first.records, again.records) == []
+
+
+@pytest.mark.parametrize("strategy", ["basic", "exhaustive"])
+@pytest.mark.parametrize("timeout", [4.5, 7.0, 10.5, 14.0, 19.0])
+def test_what_was_timed_before_the_time_was_over_decides_again(tmp_path: Path, strategy: str, timeout: float) -> None:
+    tuning = job(exit_policy=policy(timeout, 60), strategy=StrategySpec(strategy), criterion=LOOSE)
+    first, again = (tune(tmp_path, Model(COST), tuning) for _ in range(2))
+    assert first.outcome.best is not None
+    assert again.outcome.best is not None
+    assert again.outcome.best.id == first.outcome.best.id
+    ratios = [[(t.id, t.latency.ratio if t.latency else None) for t in run.outcome.trials] for run in (first, again)]
+    assert ratios[0] == ratios[1]
+    assert any(ratio is not None for _, ratio in ratios[0])
+
+
+def test_trials_that_the_time_was_too_short_to_compare_are_counted(tmp_path: Path) -> None:
+    tuning = job(exit_policy=policy(7.0, 60), strategy=StrategySpec("exhaustive"), criterion=LOOSE)
+    outcome = tune(tmp_path, Model(COST), tuning).outcome
+    untimed = [trial for trial in outcome.trials if trial.met and trial.latency is None]
+    assert untimed
+    assert any(
+        f"{len(untimed)} of " in warning and "not timed before the timeout" in warning for warning in outcome.warnings
+    )
+
+
+def test_the_journal_names_the_ops_that_its_configs_hold(tmp_path: Path) -> None:
+    run = tune(tmp_path, WithAnOpForDynamicAlone(COST), job())
+    (named,) = [record.data["ops"] for record in run.records if record.data.get("kind") == "ops"]
+    assert [entry[0] for entry in named] == [name for name, _ in run.outcome.trials[0].config.ops]
 
 
 def test_more_time_goes_on_where_it_ended(tmp_path: Path) -> None:
