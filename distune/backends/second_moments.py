@@ -12,6 +12,7 @@ Memory is ``8 K (K + 1)`` bytes for K channels (one triangle, two integers a val
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class SecondMoments:
         self.rows = 0
         self._products = _FixedPoint.zeros(channels * (channels + 1) // 2)
         self._magnitudes = _FixedPoint.zeros(channels)
+        self._digest: bytes | None = None
 
     def add(self, values: NDArray[Any]) -> None:
         """Count one batch.
@@ -91,12 +93,14 @@ class SecondMoments:
             raise TrialError(
                 "the inputs of a MatMul are too large for GPTQ and AWQ: their squares overflow; use RTN or HQQ"
             )
+        self._digest = None
         self._products.add(upper)
         self._magnitudes.add(np.ldexp(np.abs(integers).sum(axis=0), exponents))
         self.rows += len(rows)
 
     def merge(self, other: SecondMoments) -> None:
         """Add what another shard saw, exactly."""
+        self._digest = None
         self.rows += other.rows
         self._products.merge(other._products)
         self._magnitudes.merge(other._magnitudes)
@@ -111,6 +115,13 @@ class SecondMoments:
     def magnitude(self) -> NDArray[np.float64]:
         """Mean of ``|X|`` by channel, float64 [K]."""
         return self._magnitudes.values() / max(self.rows, 1)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of ``to_bytes``: an identity for what is made of these moments."""
+        if self._digest is None:
+            self._digest = hashlib.sha256(self.to_bytes()).digest()
+        return self._digest
 
     def to_bytes(self) -> bytes:
         """Deterministic: equal content gives equal bytes."""

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+from onnxruntime.quantization.qdq_quantizer import QuantizationParams
 
 from distune.backends.onnxruntime.execution import executed_on_integers
 from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.preprocess import prepare
+from distune.backends.onnxruntime.quantizer import CachingQdqQuantizer, WeightCache
 from distune.backends.onnxruntime.session import create_session, optimized_graph
 from distune.backends.statistics import CalibrationStatistics
 from distune.config.job import ModelSpec, TuningJob
@@ -218,3 +220,14 @@ def test_missing_calibration_and_unknown_ops_are_trial_errors() -> None:
         backend.load(default_config(backend))
     with pytest.raises(TrialError, match="no op 'nothing'"):
         backend.load(TuningConfig((("nothing", OpConfig("static", TensorConfig("uint8"))),), sampling_size=SAMPLES))
+
+
+def test_integers_are_remembered_by_the_axis_of_their_scales_too() -> None:
+    weight = numpy_helper.from_array(np.array([[1, 2], [4, 8]], np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "matmul")]
+    proto = model(nodes, {"x": [1, 2]}, ["y"], {"w": numpy_helper.to_array(weight)})
+    quantizer = CachingQdqQuantizer(proto, ["matmul"], ["MatMul"], {}, {}, (), WeightCache())
+    zero_point, scale = np.zeros(2, np.int8), np.array([1, 2], np.float32)
+    parameters = QuantizationParams(zero_point=zero_point, scale=scale, quant_type=TensorProto.INT8)
+    by_axis = [numpy_helper.to_array(quantizer._quantized(weight, parameters, axis)) for axis in (0, 1)]
+    np.testing.assert_array_equal(by_axis, [[[1, 2], [2, 4]], [[1, 1], [4, 4]]])

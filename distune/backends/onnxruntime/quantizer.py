@@ -46,7 +46,7 @@ class WeightCache:
 
     Attributes:
         parameters: Scale, zero point and type by tensor name and how it is quantized.
-        tensors: Integers by tensor name, zero points and scales.
+        tensors: Integers by tensor name, zero points, scales and axis.
         widened: Whether scales of a weight are too small for its bias, and those that are not; by weight, bias, and
             scales of input and weight.
         biases: Integers, scale and zero point of a bias, and what else is known of it; by its name, and scales of input
@@ -55,7 +55,7 @@ class WeightCache:
     """
 
     parameters: dict[tuple[str, str], QuantizationParams] = field(default_factory=dict)
-    tensors: dict[tuple[str, bytes, bytes], onnx.TensorProto] = field(default_factory=dict)
+    tensors: dict[tuple[Any, ...], onnx.TensorProto] = field(default_factory=dict)
     widened: dict[tuple[Any, ...], tuple[bool, NDArray[Any] | None]] = field(default_factory=dict)
     biases: dict[tuple[Any, ...], tuple[tuple[onnx.TensorProto, ...], tuple[Any, ...]]] = field(default_factory=dict)
     scales: dict[tuple[Any, ...], QDQScaleZpInitializers] = field(default_factory=dict)
@@ -301,7 +301,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         self, weight: onnx.TensorProto, parameters: QuantizationParams, axis: int | None
     ) -> onnx.TensorProto:
         zero_point, scale = parameters["zero_point"], parameters["scale"]
-        key = (weight.name, f"{zero_point.dtype}".encode() + zero_point.tobytes(), scale.tobytes())
+        key = (weight.name, _exactly(zero_point), _exactly(scale), axis)
         if key not in self._cache.tensors:
             self._cache.tensors[key] = quantize_onnx_initializer(
                 complete_tensor(weight), parameters["quant_type"], zero_point, scale, axis

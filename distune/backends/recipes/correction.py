@@ -84,8 +84,9 @@ def bytes_of(values: NDArray[Any]) -> Bytes:
     return np.frombuffer(values.tobytes(), np.uint8)
 
 
-RoundingCache = dict[tuple[str, bytes], NDArray[Any]]
-"""Integers that ``adaround`` chose, by name of the weight and its scale and zero point."""
+RoundingCache = dict[tuple[str, bytes, bytes, tuple[int, int], str], NDArray[Any]]
+"""Integers that ``adaround`` chose for the weights of one graph, by all that they depend on: name of the weight, its
+scale and zero point, digest of the moments of its input, limits and dtype of the integers."""
 
 
 @dataclass(frozen=True)
@@ -193,15 +194,17 @@ def _adaround(
     cache: RoundingCache,
 ) -> NDArray[np.float64] | None:
     found = [statistics.moments.get(f"{group}:{layer.key}") for group in range(layer.groups)]
-    if any(moments is None or not moments.rows for moments in found):
+    known = [moments for moments in found if moments is not None and moments.rows]
+    if len(known) < len(found):
         return None
-    key = (layer.weight, stored.scale.tobytes() + stored.zero_point.tobytes())
+    parameters = stored.scale.tobytes() + stored.zero_point.tobytes()
+    seen = b"".join(moments.digest for moments in known)
+    key = (layer.weight, parameters, seen, stored.limits, stored.dtype.str)
     if key not in cache:
         scale, zero = stored.parameters(weight.shape)
         groups = [
             adaptive_rounding(weight[g], scale[g], zero[g], stored.limits, moments.moments())
-            for g, moments in enumerate(found)
-            if moments is not None
+            for g, moments in enumerate(known)
         ]
         cache[key] = np.stack(groups).astype(stored.dtype)
     return cache[key].astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,8 +10,10 @@ import onnxruntime as ort
 import pytest
 
 from distune.backends.onnxruntime.calibration import with_outputs
+from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.recipes.layers import layers
 from distune.backends.recipes.rounding import adaptive_rounding, mean_preserving_rounding, output_error
+from distune.space.op_config import TuningConfig
 from tests.backends.onnx_models import convolution_model, images
 from tests.backends.recipes.common import UnderRecipes, value, weight_of, with_weights
 
@@ -92,3 +95,28 @@ def test_it_lowers_the_error_of_a_model() -> None:
     made = UnderRecipes(convolution_model(), [{"x": np.abs(feed["x"])} for feed in images()])
     made.plain = with_weights(made.plain, "per_tensor")
     assert made.error(made.config(adaround=True)) < made.error(made.config())
+
+
+def test_rounding_is_that_of_the_own_sampling_size_whatever_was_loaded_before() -> None:
+    feeds = images(2)
+    feeds = [feeds[0], {"x": feeds[1]["x"] * np.linspace(0, 3, feeds[1]["x"].shape[-1], dtype=np.float32)}]
+    few, many = 4, 8
+
+    def made() -> tuple[UnderRecipes, dict[int, TuningConfig]]:
+        under, configs = UnderRecipes(convolution_model(), feeds), {}
+        for size, count in ((few, 1), (many, 2)):
+            configs[size] = replace(under.plain, sampling_size=size).with_recipes({"adaround": True})
+            under.backend.prepare_calibration(size)
+            for variant in ((), under.backend.variant(configs[size])):
+                blob = under.backend.calibrate(variant, enumerate(feeds[:count]))
+                under.backend.set_statistics(variant, size, blob)
+        return under, configs
+
+    def integers(under: UnderRecipes, config: TuningConfig) -> np.ndarray:
+        return weight_of(GraphIndex(under.backend.load(config).native), "conv2")[0]
+
+    one, configs = made()
+    first, second = integers(one, configs[few]), integers(one, configs[many])
+    other, configs = made()
+    np.testing.assert_array_equal(second, integers(other, configs[many]))
+    assert (first != second).any()

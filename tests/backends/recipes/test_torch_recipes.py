@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,22 @@ def test_adaround_rounds_every_weight_up_or_down_and_loses_less() -> None:
     assert np.abs(chosen - exact).max() < 1.001
     assert (chosen != nearest).any()
     assert made.error(made.config(adaround=True)) < made.error(made.config())
+
+
+def test_adaround_rounds_by_the_own_sampling_size_whatever_was_loaded_before() -> None:
+    def loaded(sizes: Sequence[int]) -> Any:
+        made = convolutions()
+        for size in sizes:
+            config = replace(made.plain, sampling_size=size).with_recipes({"adaround": True})
+            made.backend.prepare_calibration(size)
+            for variant in ((), made.backend.variant(config)):
+                blob = made.backend.calibrate(variant, enumerate(made.feeds[:size]))
+                made.backend.set_statistics(variant, size, blob)
+            chosen = stored(made.backend.load(config).native, "conv2d")[0]
+        return chosen
+
+    np.testing.assert_array_equal(loaded((1, 3)), loaded((3,)))
+    assert (loaded((1,)) != loaded((3,))).any()
 
 
 def test_neighbours_are_layers_with_one_activation_between() -> None:
