@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from distune.backends.statistics import STATISTICS_VERSION, merge
 from distune.engine.dispatcher import Dispatcher
-from distune.engine.events import CalibrationDone, CalibrationStarted, Listener
+from distune.engine.events import CalibrationDone, CalibrationStarted, Listener, Warned
 from distune.engine.failures import raise_failure
 from distune.errors import DataError, DistuneError
 from distune.journal.files import write_file
@@ -20,6 +21,8 @@ from distune.journal.workspace import Workspace
 from distune.space.op_config import TuningConfig
 from distune.space.tuning_space import Variant
 from distune.trial.messages import Calibrate, Failure, LoadStatistics, Statistics
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Calibrator:
@@ -67,13 +70,23 @@ class Calibrator:
 
     def _load(self, variant: Variant, sampling_size: int) -> None:
         cached = self._workspace.cache / self._cache_name(variant, sampling_size)
-        if cached.exists():
-            blob = cached.read_bytes()
-        else:
+        blob = self._kept(cached)
+        if blob is None:
             blob = self._collect(variant, sampling_size)
-            write_file(cached, blob)
+            write_file(cached, hashlib.sha256(blob).digest() + blob)
         self._dispatcher.broadcast(LoadStatistics(variant, sampling_size, blob))
         self._loaded.add((variant, sampling_size))
+
+    def _kept(self, cached: Path) -> bytes | None:
+        """What an earlier start left in a file: the digest of the statistics, then they themselves."""
+        if not cached.exists():
+            return None
+        content = cached.read_bytes()
+        digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(blob).digest() == digest:
+            return blob
+        self._listener.on(Warned(f"{cached} is damaged: the model is calibrated again"))
+        return None
 
     def _collect(self, variant: Variant, sampling_size: int) -> bytes:
         self._listener.on(CalibrationStarted(sampling_size))

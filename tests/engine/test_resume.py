@@ -10,7 +10,7 @@ import pytest
 
 from distune.config.job import CriterionSpec, StrategySpec
 from distune.journal.replay import decisions, same_decisions
-from distune.trial.messages import Inspection, ResultBody
+from distune.trial.messages import Calibrate, Inspection, ResultBody
 from tests.engine.simulated_run import Model, job, policy, tune
 
 LOOSE = CriterionSpec("absolute", 0.5)
@@ -95,3 +95,15 @@ def test_a_failure_is_tried_again_by_the_next_start(tmp_path: Path) -> None:
     assert tune(tmp_path, broken, job(exit_policy=policy(max_trials=4))).outcome.best is None
     mended = tune(tmp_path, Model({}), job(exit_policy=policy(max_trials=4)))
     assert mended.outcome.outcome == "met"
+
+
+@pytest.mark.parametrize("left", [0, 40, -1])
+def test_damaged_statistics_are_collected_again(tmp_path: Path, left: int) -> None:
+    first = tune(tmp_path, Model(COST), job())
+    (kept,) = tmp_path.rglob("statistics-*.bin")
+    content = kept.read_bytes()
+    kept.write_bytes(content[:left])
+    again = tune(tmp_path, Model(COST), job())
+    assert [body for _, request in again.model.asked if isinstance(body := request.body, Calibrate)]
+    assert kept.read_bytes() == content
+    assert again.outcome.outcome == first.outcome.outcome
