@@ -75,13 +75,16 @@ def any_onnx_model(model: Any) -> Any:
     """The ``onnx.ModelProto`` of a model in any precision: a path, a proto, or the result of a ``fit``.
 
     Raises:
-        ModelError: It is none of these, or does not exist.
+        ModelError: It is none of these, does not exist, or is a file of another kind.
     """
-    if isinstance(model, str | os.PathLike) or is_torch_module(model):
-        spec = model_spec(model)
-        import onnx
+    if isinstance(model, str | os.PathLike):
+        path = os.fspath(model)
+        spec = model_spec(path)
+        if spec.framework != "onnxruntime":
+            raise ModelError(f"model {path!r} is not an ONNX file, and others are not timed by themselves")
+        from distune.backends.onnxruntime.model import read_model
 
-        return onnx.load(spec.path)
+        return read_model(spec)
     proto = model_proto(model)
     if proto is None:
         raise ModelError(f"the model is a {type(model).__name__}; give the path of an ONNX file or an onnx.ModelProto")

@@ -9,9 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distune.cli.whole import at_least
+
 if TYPE_CHECKING:
     from distune.backends.base import Feed, InputInfo
     from distune.config.job import TuningJob
+
+
+_DEFAULT = "(default: the configuration's, else 1)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models", type=Path, nargs="+", metavar="MODEL", help="an ONNX file in any precision, or the folder of a run"
     )
     parser.add_argument("--config", type=Path, help="YAML whose evaluation data the model is fed with; else zeros")
-    parser.add_argument("--batch-size", type=int, help="samples of one run (default: the configuration's, else 1)")
-    parser.add_argument("--instances", type=int, default=1, help="processes that run at the same time")
-    parser.add_argument("--cores", type=int, help="threads of each instance (default: the configuration's, else 1)")
-    parser.add_argument("--warmup", type=int, default=5, help="runs before anything is timed")
-    parser.add_argument("--iteration", type=int, default=-1, help="timed runs; -1 lets the interval decide")
+    parser.add_argument("--batch-size", type=at_least(1), metavar="N", help=f"samples of one run {_DEFAULT}")
+    parser.add_argument(
+        "--instances", type=at_least(1), default=1, metavar="N", help="processes that run at the same time"
+    )
+    parser.add_argument("--cores", type=at_least(1), metavar="N", help=f"threads of each instance {_DEFAULT}")
+    parser.add_argument("--warmup", type=at_least(0), default=5, metavar="N", help="runs before anything is timed")
+    parser.add_argument(
+        "--iteration", type=_runs, default=-1, metavar="N", help="timed runs; -1 lets the interval decide"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, and nothing else")
+
+
+def _runs(text: str) -> int:
+    return -1 if text == "-1" else at_least(1)(text)
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from distune.cli.slurm_script import MARK, BatchScript, Launcher
+from distune.cli.whole import at_least
 from distune.errors import UsageError
 
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
@@ -22,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "configs", type=Path, nargs="+", metavar="cfg.yaml", help="configuration; several make an array of jobs"
     )
-    parser.add_argument("--nodes", type=_count, default=1, metavar="N", help="nodes of each job (default: 1)")
-    parser.add_argument("--ntasks-per-node", type=_count, required=True, metavar="N", help="ranks on each node")
+    parser.add_argument("--nodes", type=at_least(1), default=1, metavar="N", help="nodes of each job (default: 1)")
+    parser.add_argument("--ntasks-per-node", type=at_least(1), required=True, metavar="N", help="ranks on each node")
     parser.add_argument("--time", type=_time, required=True, metavar="H:MM:SS", help="time limit; may be resumed after")
     parser.add_argument("--workspace", metavar="DIR", help="folder of the run's files (default: ./distune_workspace)")
     parser.add_argument(
@@ -33,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="who starts the ranks: run --np (default; calls mpirun), srun --mpi=pmix, or mpirun itself",
     )
     parser.add_argument(
-        "--warn", type=_count, default=180, metavar="S", help="seconds before the end at which it stops (default: 180)"
+        "--warn",
+        type=at_least(1),
+        default=180,
+        metavar="S",
+        help="seconds before the end at which it stops (default: 180)",
     )
     parser.add_argument(
         "--option", action="append", default=[], metavar="--KEY=VALUE", help="of sbatch, e.g. --option=--partition=long"
@@ -114,12 +119,6 @@ def _mpirun() -> list[str]:
 
 def _word(text: object) -> str:
     return shlex.quote(str(text))
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number, at least 1, not {text!r}")
-    return int(text)
 
 
 def _time(text: str) -> str:

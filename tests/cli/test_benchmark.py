@@ -53,3 +53,25 @@ def test_what_cannot_be_timed_is_named(
 ) -> None:
     assert main(["benchmark", str(tmp_path / given)]) == 2
     assert f"{tmp_path / given}: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe this is no protobuf", "is not an ONNX model file"), (b"", "has no nodes: it is not an ONNX model")],
+)
+def test_a_file_that_is_no_model_is_named(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "garbage.onnx").write_bytes(content)
+    assert main(["benchmark", str(tmp_path / "garbage.onnx")]) == 2
+    assert f"{tmp_path / 'garbage.onnx'} {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("batch-size", "0"), ("instances", "0"), ("cores", "0"), ("warmup", "-1"), ("iteration", "0"), ("iteration", "x")],
+)
+def test_numbers_that_mean_nothing_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["benchmark", str(MODEL), f"--{option}", value])
+    assert f"--{option}: a whole number, at least {0 if option == 'warmup' else 1}" in capsys.readouterr().err

@@ -72,6 +72,17 @@ def open_model(spec: ModelSpec) -> LightModel:
         return LightModel(model, shared=True)
 
 
+def read_model(spec: ModelSpec) -> onnx.ModelProto:
+    """The model of ``spec`` as it is, in any precision.
+
+    Raises:
+        ModelError: There is no such file, or it is no ONNX model.
+    """
+    model = _read(spec)
+    _check_nodes(model, spec.name or spec.path or "the ONNX model")
+    return model
+
+
 def _read(spec: ModelSpec, whole: bool = True) -> onnx.ModelProto:
     if isinstance(spec.live, onnx.ModelProto):
         model = onnx.ModelProto()
@@ -111,9 +122,13 @@ def _inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _inner_tensors(inner)
 
 
-def _check(model: onnx.ModelProto, where: str) -> None:
+def _check_nodes(model: onnx.ModelProto, where: str) -> None:
     if not model.graph.node:
         raise ModelError(f"{where} has no nodes: it is not an ONNX model, or an empty one")
+
+
+def _check(model: onnx.ModelProto, where: str) -> None:
+    _check_nodes(model, where)
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     opset = opsets.get("ai.onnx", MIN_OPSET)
     if opset < MIN_OPSET:
