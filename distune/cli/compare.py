@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from distune.cli import workspace
+
 _SHOWN = 20
 
 
@@ -22,9 +24,8 @@ def main(arguments: argparse.Namespace) -> int:
     from rich.text import Text
 
     from distune.report.comparison import compare
-    from distune.report.evidence import Evidence
 
-    compared = compare(Evidence.read(arguments.first), Evidence.read(arguments.second))
+    compared = compare(workspace.read(arguments.first), workspace.read(arguments.second))
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
     for heading in ("", str(arguments.first), str(arguments.second)):

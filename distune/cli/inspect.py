@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distune.cli import workspace
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -25,9 +27,8 @@ def main(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from distune.errors import UsageError
-    from distune.report.evidence import Evidence
 
-    evidence = Evidence.read(arguments.workspace)
+    evidence = workspace.read(arguments.workspace)
     known = [op.name for op in evidence.ops]
     wanted = _matching(arguments.op, known)
     found = {name: evidence.diagnosis[name] for name in wanted if evidence.diagnosis.get(name)}

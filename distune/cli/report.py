@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distune.cli import workspace
+
 if TYPE_CHECKING:
     from distune.report.evidence import Evidence
 
@@ -24,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Write the files, or answer the question."""
-    from distune.report.evidence import Evidence
-
-    evidence = Evidence.read(arguments.workspace)
+    evidence = workspace.read(arguments.workspace)
     if arguments.tolerance is not None or arguments.objective is not None:
         from distune.report.whatif import Question, ask
 

@@ -7,7 +7,7 @@ an ``Evidence``. It needs neither the model nor the data, and reads a run that w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from distune.journal.journal import read_records
 from distune.journal.record import Record
 from distune.journal.replay import decisions, decode_result
 from distune.report.rebuilt import rebuilt_result
-from distune.report.result import RunResult
+from distune.report.result import DamagedResultError, RunResult
 from distune.space.op_config import TuningConfig
 from distune.trial.messages import Failure, ProbeAnswer
 
@@ -64,8 +64,8 @@ class Evidence:
 
     Attributes:
         path: The workspace.
-        result: What ``result.json`` says; made from the journal where the run never came to write one, or wrote it
-            before it was resumed and killed.
+        result: What ``result.json`` says; made from the journal where the run never came to write one, wrote it before
+            it was resumed and killed, or the file is damaged.
         ended: The result is the run's own, not made from the journal.
         settings: What the run was started with: the journal's header.
         ops: Ops of the tuning space, in graph order.
@@ -73,6 +73,7 @@ class Evidence:
         spans: What the ranks did, in the order of the journal.
         diagnosis: Tensors of ops beside fp32's, by op, in the form of ``backends.diagnosis``; empty where the run
             looked at none.
+        damage: What is wrong with ``result.json`` and what is told instead; empty where nothing is wrong.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class Evidence:
     configs: Mapping[int, TuningConfig] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
     diagnosis: Mapping[str, Any] = field(default_factory=dict)
+    damage: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Evidence:
@@ -96,7 +98,7 @@ class Evidence:
             raise UsageError(f"{path} is not a folder; give the workspace of a run (the one with result.json)")
         if not journal.is_file():
             if written.is_file():
-                return cls(path, RunResult.from_json(written.read_bytes()), True, {})
+                return cls(path, _alone(written), True, {})
             raise UsageError(f"{path} holds no run: neither journal.jsonl nor result.json is there")
         try:
             records = read_records(journal)
@@ -107,9 +109,34 @@ class Evidence:
             configs = _configs(held, [op.name for op in ops])
         except JournalError as error:
             raise UsageError(f"{journal} cannot be read: {error}") from error
-        result, ended = _result(written, records, held, ops, configs)
+        result, ended, damage = _result(written, records, held, ops, configs)
         settings = {key: value for record in records[:1] for key, value in record.data.items()}
-        return cls(path, result, ended, settings, ops, configs, _spans(records), _diagnosis(records))
+        return cls(path, result, ended, settings, ops, configs, _spans(records), _diagnosis(records), damage)
+
+
+def _written(path: Path) -> RunResult:
+    """What ``result.json`` says.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        return RunResult.from_json(path.read_bytes())
+    except DamagedResultError as error:
+        raise DamagedResultError(f"{path} is damaged: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _alone(path: Path) -> RunResult:
+    try:
+        return _written(path)
+    except DamagedResultError as error:
+        raise DamagedResultError(
+            f"{error}; there is no journal.jsonl beside it to tell the run from: copy the workspace again, or run again"
+        ) from error
 
 
 def _result(
@@ -118,18 +145,27 @@ def _result(
     held: Sequence[Mapping[str, Any]],
     ops: Sequence[OpFacts],
     configs: Mapping[int, TuningConfig],
-) -> tuple[RunResult, bool]:
+) -> tuple[RunResult, bool, str]:
     """The run's own result where it knows of every trial of the journal, else one made from the journal.
 
     A start that failed before it judged anything is believed: its failure is the news.
+
+    Returns:
+        The result, whether it is the run's own, and what is wrong with the run's own file.
     """
+    damage = ""
     if written.is_file():
-        result = RunResult.from_json(written.read_bytes())
-        if len(result.trials) >= len(configs) or result.outcome == "failed":
-            return result, True
+        try:
+            result = _written(written)
+        except DamagedResultError as error:
+            damage = f"{error}. What is told is what journal.jsonl holds; run the same command again to have the result written anew"
+        else:
+            if len(result.trials) >= len(configs) or result.outcome == "failed":
+                return result, True, ""
     groups = {op.name: op.group for op in ops}
     counted = frozenset(op.name for op in ops if op.has_weight)
-    return rebuilt_result(records, held, groups, counted, configs), False
+    rebuilt = rebuilt_result(records, held, groups, counted, configs)
+    return replace(rebuilt, warnings=(damage,)) if damage else rebuilt, False, damage
 
 
 def _ops(records: Sequence[Record]) -> tuple[OpFacts, ...]:

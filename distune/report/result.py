@@ -20,6 +20,10 @@ SCHEMA_VERSION = 1
 """Grows when a field changes its meaning or goes away."""
 
 
+class DamagedResultError(UsageError):
+    """The file is no ``result.json``, or only a part of one."""
+
+
 @dataclass(frozen=True)
 class Host:
     """A node of the run.
@@ -360,15 +364,18 @@ class RunResult:
         """Inverse of ``to_json``.
 
         Raises:
-            UsageError: The text is not a result of this schema version.
+            DamagedResultError: The text is not a result, or half of one.
+            UsageError: It is a result of another schema version.
         """
         try:
             plain = json.loads(text)
         except ValueError as error:
-            raise UsageError(f"this is not a result.json: {error}") from error
+            raise DamagedResultError(f"this is not a result.json: {error}") from error
         version = plain.get("schema_version") if isinstance(plain, dict) else None
+        if not isinstance(version, int):
+            raise DamagedResultError("this is not a result.json: it names no schema version")
         if version != SCHEMA_VERSION:
-            writer = plain.get("distune_version") if isinstance(plain, dict) else None
+            writer = plain.get("distune_version")
             raise UsageError(
                 f"this is not a result.json of schema version {SCHEMA_VERSION} but of {version!r}"
                 + (f"; read it with distune {writer}" if writer else "")
@@ -376,4 +383,4 @@ class RunResult:
         try:
             return from_plain(cls, plain)
         except Misfit as error:
-            raise UsageError(f"this is not a valid result.json: {error}") from error
+            raise DamagedResultError(f"this is not a valid result.json: {error}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distune.cli.main import main
 from distune.errors import UsageError
 from distune.report.evidence import Evidence
 from tests.report.workspaces import killed_run
@@ -61,6 +62,35 @@ def test_a_result_older_than_the_journal_is_not_believed(tmp_path: Path) -> None
     killed_run(tmp_path / "second", NAMES, [0.5, 0.55])
     (tmp_path / "second" / "result.json").write_text(short.to_json())
     assert len(Evidence.read(tmp_path / "second").result.trials) == 2
+
+
+def test_half_a_result_is_told_from_the_journal_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Evidence.read(killed_run(tmp_path, NAMES, [0.5, 0.55])).result.to_json()
+    (tmp_path / "result.json").write_text(whole[: len(whole) // 2])
+    assert main(["report", str(tmp_path), "--tolerance", "0.5"]) == 0
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'result.json'} is damaged" in told
+    assert "What is told is what journal.jsonl holds; run the same command again" in told
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 0
+    assert main(["inspect", str(tmp_path)]) == 2  # this run kept no tensors
+    assert capsys.readouterr().err.count("is damaged") == 3
+    evidence = Evidence.read(tmp_path)
+    assert (len(evidence.result.trials), evidence.ended) == (2, False)
+    assert evidence.result.warnings == (evidence.damage,)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 1}'])
+def test_half_a_result_without_a_journal_is_refused_with_its_path(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UsageError, match=r"result\.json is damaged: .*no journal\.jsonl beside it"):
+        Evidence.read(tmp_path)
+
+
+def test_a_result_of_a_later_version_is_not_taken_for_damage(tmp_path: Path) -> None:
+    killed_run(tmp_path, NAMES, [0.5])
+    (tmp_path / "result.json").write_text('{"schema_version": 99, "distune_version": "9.0"}')
+    with pytest.raises(UsageError, match=r"result\.json cannot be read: .*read it with distune 9\.0"):
+        Evidence.read(tmp_path)
 
 
 @pytest.mark.parametrize(
