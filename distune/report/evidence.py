@@ -158,7 +158,10 @@ def _result(
         try:
             result = _written(written)
         except DamagedResultError as error:
-            damage = f"{error}. What is told is what journal.jsonl holds; run the same command again to have the result written anew"
+            damage = (
+                f"{error}. What is told is what journal.jsonl holds; run the same command again to have the result "
+                "written anew"
+            )
         else:
             if len(result.trials) >= len(configs) or result.outcome == "failed":
                 return result, True, ""
