@@ -59,12 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="distune",
         description="Finds the fastest quantized model that provably keeps the accuracy.",
         epilog="Under MPI: mpirun -np 8 python -m distune run cfg.yaml",
+        allow_abbrev=False,  # ``run`` looks for --np among the words that were typed, and finds whole ones
     )
     parser.add_argument("--version", action="version", version=f"distune {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name in VERBS:
         module = import_module(f"distune.cli.{name}")
         summary = (module.__doc__ or "").strip().splitlines()[0]
-        verb = verbs.add_parser(name, help=summary, description=module.__doc__)
+        verb = verbs.add_parser(name, help=summary, description=module.__doc__, allow_abbrev=False)
         module.add_arguments(verb)
     return parser
