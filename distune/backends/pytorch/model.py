@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from distune.backends.pytorch.saved import first_lines, read_program
+from distune.backends.pytorch.signature import Signature
 from distune.config.imports import import_object, split_reference
 from distune.config.job import ModelSpec
 from distune.data.batch import Inputs, to_arrays
@@ -66,17 +66,15 @@ def load_module(spec: ModelSpec, examples: Sequence[Inputs] = ()) -> LoadedModul
     if isinstance(module, torch.jit.ScriptModule):
         raise ModelError(f"{_where(spec)} is TorchScript, which torch.export cannot read; give the nn.Module itself")
     module.eval()
-    given = _given_examples(spec)
-    batches = given or [_by_parameter(module, inputs) for inputs in examples]
-    if given and not isinstance(given[0], dict):
-        batches = [_by_parameter(module, inputs) for inputs in given]
+    signature = Signature.of(module)
+    batches = [signature.by_name(inputs) for inputs in _given_examples(spec) or examples]
     if not batches:
         raise ModelError(
             f"{_where(spec)}: there is nothing to export it with; give example_inputs, or data for calibration "
             "or evaluation"
         )
     first = batches[0]
-    parameters = _parameters(module)
+    parameters = signature.arguments(first)
     last = max(parameters.index(name) for name in first)
     arguments, *others = (
         tuple(_at_least_two(batch[name]) if name in batch else None for name in parameters[: last + 1])
@@ -207,32 +205,6 @@ def _described_axes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     given = spec.example_inputs if isinstance(spec.example_inputs, Mapping) else {}
     described = {name: value for name, value in given.items() if isinstance(value, Mapping) and "dynamic" in value}
     return {name: tuple(int(axis) for axis in value["dynamic"]) for name, value in described.items()}
-
-
-def _parameters(module: torch.nn.Module) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
-    return found or ["input"]
-
-
-def _by_parameter(module: torch.nn.Module, inputs: Any) -> dict[str, NDArray[Any]]:
-    """Example inputs by the names of the parameters of ``forward``."""
-    names = _parameters(module)
-    if isinstance(inputs, Mapping):
-        unknown = [name for name in inputs if name not in names]
-        if unknown:
-            raise ModelError(
-                f"the data name the inputs {', '.join(map(str, inputs))}, but {type(module).__name__}.forward has no "
-                f"parameter {unknown[0]!r}; it has: {', '.join(names)}"
-            )
-        return {name: inputs[name] for name in names if name in inputs}
-    values = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    if len(values) > len(names):
-        raise ModelError(
-            f"the data give {len(values)} inputs, but {type(module).__name__}.forward takes {len(names)}: "
-            f"{', '.join(names)}"
-        )
-    return dict(zip(names, values, strict=False))
 
 
 def _at_least_two(array: NDArray[Any]) -> torch.Tensor:

@@ -26,6 +26,7 @@ from distune.backends.base import InputInfo
 from distune.backends.pytorch.model import LoadedModule
 from distune.backends.pytorch.partition import PART, Partition
 from distune.backends.pytorch.refusal import refusal
+from distune.backends.pytorch.signature import shapes_for
 from distune.errors import ModelError
 
 aten = torch.ops.aten
@@ -246,7 +247,7 @@ def _program(
     pairs = zip(examples, axes, strict=True)
     shapes = [None if example is None else dict.fromkeys(dynamic, auto) for example, dynamic in pairs]
     with torch.no_grad(), quiet():
-        return torch.export.export(module, examples, dynamic_shapes=tuple(shapes))
+        return torch.export.export(module, examples, dynamic_shapes=shapes_for(module, shapes))
 
 
 def described_inputs(model: ExportedModule) -> dict[str, dict[str, Any]]:
@@ -336,7 +337,9 @@ def export_program(loaded: LoadedModule) -> torch.export.ExportedProgram:
         shapes.append(None if example is None else dict.fromkeys(loaded.dynamic_axes[next(names)], auto))
     try:
         with torch.no_grad(), quiet():
-            return torch.export.export(loaded.module, loaded.example_inputs, dynamic_shapes=tuple(shapes))
+            return torch.export.export(
+                loaded.module, loaded.example_inputs, dynamic_shapes=shapes_for(loaded.module, shapes)
+            )
     except Exception as error:  # torch has dozens of classes for what it cannot trace
         raise ModelError(refusal(loaded, error)) from error
 
