@@ -100,6 +100,7 @@ def trial_entry(trial: Trial) -> TrialEntry:
         end_s=trial.end_s,
         attempts=trial.attempts,
         reason=trial.reason,
+        is_fp32=trial.config.is_fp32,
     )
 
 

@@ -134,6 +134,7 @@ def _trial(decision: Mapping[str, Any], configs: Mapping[int, TuningConfig], kno
         end_s=float(meta.get("end_s") or 0.0),
         attempts=int(meta.get("attempts", 1)),
         reason=body.message if isinstance(body, Failure) else "",
+        is_fp32=config.is_fp32,
     )
 
 

@@ -214,6 +214,7 @@ class TrialEntry:
         start_s, end_s: When, in seconds since the run began.
         attempts: How often it was handed out.
         reason: Why it failed.
+        is_fp32: Its tuning config leaves every op as it is: the fp32 model, judged once more. Null in older files.
     """
 
     id: int
@@ -237,6 +238,7 @@ class TrialEntry:
     end_s: float
     attempts: int
     reason: str
+    is_fp32: bool | None = None
 
 
 @dataclass(frozen=True)

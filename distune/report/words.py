@@ -212,8 +212,8 @@ def verdict_sentence(result: RunResult) -> str:
             return f"met: the accuracy is kept, and the model is {_speed_clause(best)}"
         case "met":
             return "met"
-        case "not_met" if result.trials and all(trial.verdict == "failed" for trial in result.trials):
-            return f"not met: every trial failed, the first of them with: {result.trials[0].reason}"
+        case "not_met" | "budget_spent" if failure := _failure_of_all(result):
+            return f"not met: every trial failed, the first of them with: {failure}"
         case "not_met":
             return "not met: nothing in the tuning space keeps the accuracy" + _effort(best)
         case "budget_spent":
@@ -235,6 +235,8 @@ def next_step(result: RunResult) -> str:
             return (
                 "deploy the model in best/; `distune export` makes it again from best/tuning_config.yaml, without data"
             )
+        case "not_met" | "budget_spent" if _failure_of_all(result):
+            return "mend what the message names, then run again with --fresh: no quantized model could be judged"
         case "not_met":
             return "allow a larger loss, more op options or another strategy, then run again with --fresh"
         case "budget_spent":
@@ -247,6 +249,13 @@ def next_step(result: RunResult) -> str:
             return "mend what the message names and run the same command again: it resumes"
         case "not_judged":
             return "give evaluation.accuracy a dataloader and a metric, or an eval_func, to have the accuracy kept"
+
+
+def _failure_of_all(result: RunResult) -> str:
+    """Why the first trial failed where all did; empty where one could be judged. fp32 as a trial says nothing."""
+    trials = [trial for trial in result.trials if not trial.is_fp32]
+    failed = bool(trials) and all(trial.verdict == "failed" for trial in trials)
+    return (trials[0].reason or "no reason was told") if failed else ""
 
 
 def _fp32_is_faster(best: Best) -> bool:

@@ -8,11 +8,11 @@ import pytest
 
 from distune.engine.events import WorkersBusy
 from distune.report import words
-from distune.report.build import result_of
+from distune.report.build import result_of, trial_entry
 from distune.report.result import LatencyFigures
 from distune.space.op_config import TuningConfig
 from distune.trial.messages import Calibrate, Judge
-from tests.report.fabricated import outcome
+from tests.report.fabricated import NAMES, outcome, trial
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,15 @@ def test_an_interrupted_run_says_that_it_has_found_something() -> None:
 def test_a_run_in_which_nothing_could_be_judged_does_not_blame_the_accuracy() -> None:
     result = result_of(outcome("not_met"))
     failed = [replace(trial, verdict="failed", reason="rank 0 on a: out of memory") for trial in result.trials]
-    sentence = words.verdict_sentence(replace(result, trials=tuple(failed)))
-    assert sentence == "not met: every trial failed, the first of them with: rank 0 on a: out of memory"
+    unquantized = replace(result.trials[0], verdict="met", is_fp32=True)
+    for outcome_name in ("not_met", "budget_spent"):
+        for trials in (failed, [unquantized, *failed]):
+            told = replace(result, outcome=outcome_name, trials=tuple(trials))
+            sentence = words.verdict_sentence(told)
+            assert sentence == "not met: every trial failed, the first of them with: rank 0 on a: out of memory"
+            assert words.next_step(told).startswith("mend what the message names, then run again with --fresh")
+
+
+def test_a_trial_tells_whether_it_is_fp32_itself() -> None:
+    fp32 = trial(1, "all recipes", 0.8158, *NAMES)
+    assert [entry.is_fp32 for entry in map(trial_entry, (fp32, trial(2, "default", None)))] == [True, False]
