@@ -21,7 +21,7 @@ from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.frames import encode_frame
 from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.worker import Worker
-from distune.trial.messages import Broadcast, Failure, FailureKind, LoadStatistics, Request, Result, UseOrder
+from distune.trial.messages import DOING, Broadcast, Failure, FailureKind, LoadStatistics, Request, Result, UseOrder
 
 _READY_S = 900.0
 """Longest time in which a child may import and load what the job needs; deadlines of requests count from then on."""
@@ -214,7 +214,8 @@ class ChildWorker(Worker):
         if request is None or self._suspended:
             return
         if request.deadline_s is not None and self._clock.seconds() > request.deadline_s:
-            self._end("deadline", f"not done after {request.deadline_s:g} s")
+            doing = f"{DOING[type(request.body)]} was not done after {request.deadline_s:g} s"
+            self._end("deadline", f"{doing}; raise tuning.limits.deadline to allow more")
             return
         if self._process is not None and not self._process.ready and self._clock.elapsed() > _READY_S:
             self._end("deadline", f"not ready for work after {_READY_S:g} s")

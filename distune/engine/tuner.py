@@ -265,10 +265,13 @@ class Tuner:
         outcome = self._dispatcher.wait([task])[0]
         body = outcome.body
         if isinstance(body, Failure):
-            raise_failure(body, "scoring the fp32 model failed: ")
+            means = "" if self._job.evaluation.eval_func is None else " with the eval_func"
+            raise_failure(body, f"scoring the fp32 model{means} failed: ")
         if not isinstance(body, Accuracy):
             raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
         self._baseline = body
+        for warning in body.warnings:
+            self._warn(warning)
         # How long training takes does not follow from how long scoring does: it has the deadline that the user gives.
         if self._job.limits.deadline_s is None and self._job.approach != "qat":
             self._dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * (outcome.end_s - outcome.start_s))

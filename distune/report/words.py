@@ -12,7 +12,6 @@ from distune.engine import events
 from distune.report.result import Best, LatencyFigures, RunResult
 from distune.strategies.stage import Trial
 from distune.trial import messages as m
-from distune.trial.messages import RequestBody
 
 WITH_GROUP = " together with its group "
 """Stands in the reason why an op is kept in floating point before the name of the op whose group it belongs to."""
@@ -22,18 +21,6 @@ _OPS_NAMED = 3
 
 _RANKS_LISTED = 8
 """So many ranks are named with what they do; more are counted."""
-
-_DOING: Mapping[type[RequestBody], str] = {
-    m.Inspect: "loading the model",
-    m.Baseline: "scoring fp32",
-    m.Calibrate: "calibrating",
-    m.Judge: "judging a trial",
-    m.MeasureLatency: "measuring latency",
-    m.MeasureFootprint: "measuring memory",
-    m.Probe: "probing ops",
-    m.Diagnose: "comparing tensors",
-    m.Export: "writing the model",
-}
 
 
 def accuracy(value: float | None, low: float | None = None, high: float | None = None) -> str:
@@ -147,7 +134,7 @@ def activity(event: events.WorkersBusy) -> str:
     """What each rank does; counted where there are many."""
     doing: dict[str, list[int]] = {}
     for rank in event.ranks:
-        what = _DOING[type(event.doing[rank])] if rank in event.doing else "idle"
+        what = m.DOING[type(event.doing[rank])] if rank in event.doing else "idle"
         doing.setdefault(what, []).append(rank)
     if len(event.ranks) > _RANKS_LISTED:
         return "; ".join(f"{rank_count(len(ranks))} {what}" for what, ranks in doing.items())

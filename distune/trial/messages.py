@@ -132,6 +132,19 @@ class Export:
 
 RequestBody = Inspect | Baseline | Calibrate | Judge | MeasureLatency | MeasureFootprint | Probe | Diagnose | Export
 
+DOING: Mapping[type[RequestBody], str] = {
+    Inspect: "loading the model",
+    Baseline: "scoring fp32",
+    Calibrate: "calibrating",
+    Judge: "judging a trial",
+    MeasureLatency: "measuring latency",
+    MeasureFootprint: "measuring memory",
+    Probe: "probing ops",
+    Diagnose: "comparing tensors",
+    Export: "writing the model",
+}
+"""What a worker does with a request, in words."""
+
 
 @dataclass(frozen=True)
 class LoadStatistics:
@@ -272,11 +285,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Answer to ``Calibrate``: one shard, as bytes that ``backends.statistics`` merges."""
+    """Answer to ``Calibrate``: one shard, as bytes that ``backends.statistics`` merges.
+
+    Attributes:
+        nonfinite: NaN and infinities in the data, by input, of those that hold any.
+    """
 
     blob: bytes
     samples: int
     seconds: float
+    nonfinite: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

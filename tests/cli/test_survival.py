@@ -169,3 +169,15 @@ def _catches(pid: int, number: signal.Signals) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(caught >> (number - 1) & 1)
+
+
+def test_an_eval_func_that_does_not_end_is_named_with_the_key_of_its_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """About 3 s."""
+    job = gated(tmp_path)
+    (tmp_path / "score.py").write_text("import time\n\n\ndef top1(model):\n    time.sleep(3600)\n")
+    assert main(job.arguments("--quiet", "--set", "tuning.limits.deadline=0.5")) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "scoring the fp32 model with the eval_func failed" in told
+    assert "not done after 0.5 s; raise tuning.limits.deadline to allow more" in told

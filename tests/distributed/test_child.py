@@ -117,6 +117,7 @@ def test_a_trial_past_its_deadline_is_given_up(open_worker: Open) -> None:
     worker = open_worker()
     result = do(worker, replace(ask(1, "hang"), deadline_s=0.2))
     assert failure(result).kind == "deadline"
+    assert "probing ops was not done after 0.2 s; raise tuning.limits.deadline to allow more" in failure(result).message
     assert result.end_s - result.start_s < 10
     assert data(do(worker, ask(2)))["rank"] == 5
 
