@@ -27,7 +27,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +189,13 @@ class TensorStatistics:
         return out
 
 
+class ValueCounts(NamedTuple):
+    """How many values of a tensor were not finite, and how many were."""
+
+    nonfinite: int
+    finite: int
+
+
 class CalibrationStatistics:
     """Statistics of many tensors, by name. Order-free: see the module's docstring.
 
@@ -283,27 +290,9 @@ class CalibrationStatistics:
         Raises:
             TrialError: ``blob`` was not written by ``to_bytes``.
         """
-        if not blob.startswith(_MAGIC):
-            raise TrialError("calibration statistics are damaged or of another version of distune: calibrate again")
-        decompressor = zlib.decompressobj()
-        data = decompressor.decompress(blob[len(_MAGIC) :])
-        (size,) = struct.unpack_from("<Q", data)
-        at = 8 + size
         out = cls()
-        for name, batches, nonfinite, *spans in json.loads(data[8:at]):
-            histograms = []
-            for exponent, start, stop in spans:
-                histogram = Histogram(exponent)
-                histogram.counts[start:stop] = np.frombuffer(data, "<i8", stop - start, at)
-                at += 8 * (stop - start)
-                histograms.append(histogram)
-            rows = np.frombuffer(data, "<f4", 4 * len(batches), at).reshape(-1, 4)
-            at += rows.nbytes
-            bounds = {
-                b: (float(r[0]), float(r[1]), float(r[2]), float(r[3])) for b, r in zip(batches, rows, strict=True)
-            }
-            out.tensors[name] = TensorStatistics(bounds, histograms[0], histograms[1], nonfinite)
-        out._read_layers(decompressor.unused_data)
+        out.tensors, rest = _read_tensors(blob)
+        out._read_layers(rest)
         return out
 
     def _layers_bytes(self) -> bytes:
@@ -337,6 +326,7 @@ class CalibrationStatistics:
         ranges = stats.batch_ranges()
         if not np.isfinite(ranges).any():
             return 0.0, 0.0
+        ranges = ranges[np.isfinite(ranges).all(axis=1)]  # others are of batches without any value that counts
         low, high = float(ranges[:, 0].min()), float(ranges[:, 1].max())
         if algorithm == "minmax":
             return low, high
@@ -351,6 +341,20 @@ class CalibrationStatistics:
                 f"unknown calibration algorithm {algorithm!r}; known: minmax, moving_average, kl, percentile"
             )
         return max(low, below), min(high, above)
+
+
+def nonfinite_values(blob: bytes) -> dict[str, ValueCounts]:
+    """Tensors that took values that were not finite, by name.
+
+    Raises:
+        TrialError: ``blob`` was not written by ``CalibrationStatistics.to_bytes``.
+    """
+    tensors, _ = _read_tensors(blob)
+    return {
+        name: ValueCounts(each.nonfinite, each.ordinary.total + each.large.total)
+        for name, each in tensors.items()
+        if each.nonfinite
+    }
 
 
 def merge(blobs: Iterable[bytes]) -> bytes:
@@ -375,6 +379,29 @@ def merge(blobs: Iterable[bytes]) -> bytes:
         for name, channels in shard.channels.items():
             out.add_channels(name, channels)
     return out.to_bytes()
+
+
+def _read_tensors(blob: bytes) -> tuple[dict[str, TensorStatistics], bytes]:
+    """What ``CalibrationStatistics.to_bytes`` wrote of tensors, and the bytes behind it."""
+    if not blob.startswith(_MAGIC):
+        raise TrialError("calibration statistics are damaged or of another version of distune: calibrate again")
+    decompressor = zlib.decompressobj()
+    data = decompressor.decompress(blob[len(_MAGIC) :])
+    (size,) = struct.unpack_from("<Q", data)
+    at = 8 + size
+    tensors: dict[str, TensorStatistics] = {}
+    for name, batches, nonfinite, *spans in json.loads(data[8:at]):
+        histograms = []
+        for exponent, start, stop in spans:
+            histogram = Histogram(exponent)
+            histogram.counts[start:stop] = np.frombuffer(data, "<i8", stop - start, at)
+            at += 8 * (stop - start)
+            histograms.append(histogram)
+        rows = np.frombuffer(data, "<f4", 4 * len(batches), at).reshape(-1, 4)
+        at += rows.nbytes
+        bounds = {b: (float(r[0]), float(r[1]), float(r[2]), float(r[3])) for b, r in zip(batches, rows, strict=True)}
+        tensors[name] = TensorStatistics(bounds, histograms[0], histograms[1], nonfinite)
+    return tensors, decompressor.unused_data
 
 
 def _percentile_range(histogram: Histogram, percentile: float) -> tuple[float, float]:

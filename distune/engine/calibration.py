@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from distune.backends.statistics import STATISTICS_VERSION, merge
+from distune.backends.statistics import STATISTICS_VERSION, merge, nonfinite_values
 from distune.engine.dispatcher import Dispatcher
-from distune.engine.events import CalibrationDone, CalibrationStarted, Listener, Warned
+from distune.engine.events import CalibrationDone, CalibrationStarted, Listener
 from distune.engine.failures import raise_failure
 from distune.errors import DataError, DistuneError
+from distune.evaluation.finite import NonFinite, listed
 from distune.journal.files import write_file
 from distune.journal.workspace import Workspace
 from distune.space.op_config import TuningConfig
@@ -30,6 +31,7 @@ class Calibrator:
 
     Args:
         digest: Identity of model and data, so that a cache of other data is not used.
+        warn: Is told what the user should know.
         variant: Which recipes of a config change what is calibrated (``TuningSpace.variant``).
     """
 
@@ -39,14 +41,17 @@ class Calibrator:
         workspace: Workspace,
         digest: str,
         listener: Listener,
+        warn: Callable[[str], None],
         variant: Callable[[TuningConfig], Variant] = lambda config: (),
     ) -> None:
         self._dispatcher = dispatcher
         self._workspace = workspace
         self._digest = digest
         self._listener = listener
+        self._tell = warn
         self._variant = variant
         self._loaded: set[tuple[Variant, int]] = set()
+        self._said: set[str] = set()
 
     def ready(self, config: TuningConfig) -> bool:
         """Whether every worker has what ``config`` needs, so that ``ensure`` has nothing to do."""
@@ -74,6 +79,8 @@ class Calibrator:
         if blob is None:
             blob = self._collect(variant, sampling_size)
             write_file(cached, hashlib.sha256(blob).digest() + blob)
+        if not variant:  # what variants rewrite of it is no news
+            self._warn(_about_tensors(blob))
         self._dispatcher.broadcast(LoadStatistics(variant, sampling_size, blob))
         self._loaded.add((variant, sampling_size))
 
@@ -85,8 +92,15 @@ class Calibrator:
         digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(blob).digest() == digest:
             return blob
-        self._listener.on(Warned(f"{cached} is damaged: the model is calibrated again"))
+        self._tell(f"{cached} is damaged: the model is calibrated again")
         return None
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        """Say what was not said before."""
+        for text in warnings:
+            if text not in self._said:
+                self._said.add(text)
+                self._tell(text)
 
     def _collect(self, variant: Variant, sampling_size: int) -> bytes:
         self._listener.on(CalibrationStarted(sampling_size))
@@ -97,6 +111,7 @@ class Calibrator:
             for shard in range(shards)
         ]
         blobs: list[bytes] = []
+        nonfinite = NonFinite()
         samples = 0
         for outcome in self._dispatcher.wait(tasks):
             if isinstance(outcome.body, Failure):
@@ -106,11 +121,25 @@ class Calibrator:
             if outcome.body.samples:
                 blobs.append(outcome.body.blob)
                 samples += outcome.body.samples
+                nonfinite.add(outcome.body.nonfinite)
         if not samples:
             raise DataError("the calibration dataloader gave no samples")
         self._listener.on(CalibrationDone(samples, self._dispatcher.now() - start))
+        self._warn(nonfinite.of_data("calibration"))
         return merge(blobs)
 
     def _cache_name(self, variant: Variant, sampling_size: int) -> str:
         key = json.dumps([STATISTICS_VERSION, self._digest, variant, sampling_size])
         return f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.bin"
+
+
+def _about_tensors(blob: bytes) -> tuple[str, ...]:
+    """A warning where tensors took values that are not finite, or none; those that have no range at all come first."""
+    found = sorted(nonfinite_values(blob).items(), key=lambda item: (item[1].finite > 0, item[0]))
+    if not found:
+        return ()
+    texts = [f"{name} ({each.nonfinite}{'' if each.finite else ', all there are: no range'})" for name, each in found]
+    return (
+        f"values that are not finite were left out of the ranges of {len(found)} tensors in calibration: "
+        f"{listed(texts)}; attention masks of -inf are harmless, for NaN look at the calibration data and at fp32",
+    )

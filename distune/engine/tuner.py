@@ -201,7 +201,12 @@ class Tuner:
         for warning in self._space.warnings:
             self._warn(warning)
         self._calibrator = Calibrator(
-            self._dispatcher, self._workspace, self._inspection.digest, self._listener, self._space.variant
+            self._dispatcher,
+            self._workspace,
+            self._inspection.digest,
+            self._listener,
+            self._warn,
+            self._space.variant,
         )
         self._judging = Judging(
             self._job,

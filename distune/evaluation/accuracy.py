@@ -20,6 +20,7 @@ from distune.errors import DataError, UsageError
 from distune.evaluation.batches import EvaluationBatches, Prepared
 from distune.evaluation.callable_model import CallableModel
 from distune.evaluation.criterion import meets
+from distune.evaluation.finite import Watch
 from distune.evaluation.order import SampleOrder
 from distune.evaluation.parts import build_metrics, metric_weights, resolve_eval_func
 from distune.evaluation.ranking import DecisiveScore
@@ -167,17 +168,19 @@ class Evaluator:
             )
         self._order = order
 
-    def score_fp32(self, model: RunnableModel, parameters: Mapping[str, Any] | None = None) -> Score:
+    def score_fp32(
+        self, model: RunnableModel, parameters: Mapping[str, Any] | None = None, watch: Watch | None = None
+    ) -> Score:
         """Score the fp32 model on the user's own batches, and take the order of the samples from what it says.
 
         Afterwards ``order`` is known, where there can be one: every metric has a per-sample form with bounds, the
         samples can be put into other batches, and the model is seen to say the same of them there.
         """
         if not self._can_bound:
-            return self.score(model, parameters)
+            return self.score(model, parameters, watch=watch)
         survey = Survey(self._forms, [self._directions[form.name] for form in self._forms])
         start = time.perf_counter()
-        run = self._begin(model)
+        run = self._begin(model, watch=watch)
         for batch in self._batches:
             self._step(run, batch)
             survey.take(self._outcomes(run), self._margins(run))
@@ -204,6 +207,7 @@ class Evaluator:
         parameters: Mapping[str, Any] | None = None,
         demand: Demand | None = None,
         own_batches: bool = False,
+        watch: Watch | None = None,
     ) -> Score:
         """Evaluate a model, on the complete evaluation set unless ``demand`` is answered before its end.
 
@@ -211,6 +215,7 @@ class Evaluator:
             parameters: Keyword arguments of ``eval_func``: the user's own parameters.
             demand: What has to be found out. Without an order of the samples everything is.
             own_batches: The model's outputs depend on what else is in a batch: keep the user's batches.
+            watch: Is shown what the model is given and answers.
 
         Raises:
             DataError: Data, model and metrics do not fit each other.
@@ -218,13 +223,13 @@ class Evaluator:
         """
         start = time.perf_counter()
         if self._eval_func is not None:
-            score = self._score_by_function(self._eval_func, model, start, parameters or {})
+            score = self._score_by_function(self._eval_func, model, start, parameters or {}, watch)
             met = _met(demand, score.metrics, score.value) if demand and demand.targets else None
             return replace(score, verdict=met)
         if self.needs_reference and self._reference is None:
             raise DataError("a metric has compare_label: false, but the fp32 model was not set as the reference")
         order = None if own_batches else self._order
-        run, demand = self._begin(model, order), demand or Demand()
+        run, demand = self._begin(model, order, watch), demand or Demand()
         if order is None:
             for batch in self._batches:
                 self._step(run, batch)
@@ -270,10 +275,10 @@ class Evaluator:
     def _samples_of(self, batches: range) -> int:
         return sum(self._batches.sizes[batches.start : batches.stop])
 
-    def _begin(self, model: RunnableModel, order: SampleOrder | None = None) -> _Pass:
+    def _begin(self, model: RunnableModel, order: SampleOrder | None = None, watch: Watch | None = None) -> _Pass:
         for metric in self._metrics.values():
             metric.reset()
-        return _Pass(model, b"" if order is None else order.parts)
+        return _Pass(model, b"" if order is None else order.parts, watch)
 
     def _step(self, run: _Pass, batch: Prepared) -> None:
         """Run one batch and give it to the metrics."""
@@ -281,6 +286,8 @@ class Evaluator:
         raw = run.model.predict_batch((run.partition, batch.index), batch.feed)
         run.inference_s += time.perf_counter() - before
         run.samples += batch.size
+        if run.watch is not None:
+            run.watch.take(batch.feed, raw)
         run.last = outputs, labels = self._postprocessed(raw, batch.labels)
         for name, metric in self._metrics.items():
             with guard(metric, f"metric {name!r}"):
@@ -308,9 +315,14 @@ class Evaluator:
         return Score(value, results, run.samples, True, seconds, run.inference_s, value, value, verdict)
 
     def _score_by_function(
-        self, function: Callable[..., Any], model: RunnableModel, start: float, parameters: Mapping[str, Any]
+        self,
+        function: Callable[..., Any],
+        model: RunnableModel,
+        start: float,
+        parameters: Mapping[str, Any],
+        watch: Watch | None,
     ) -> Score:
-        callable_model = CallableModel(model, self._inputs)
+        callable_model = CallableModel(model, self._inputs, watch)
         with user_code(self._eval_name):
             returned = function(callable_model, **parameters)
         results: dict[str, float] = {}
@@ -356,11 +368,13 @@ class _Pass:
 
     Attributes:
         partition: Names the partition of the samples into batches; empty for the user's own.
+        watch: Is shown what the model is given and answers.
         last: Outputs and labels of the last batch, after postprocessing.
     """
 
     model: RunnableModel
     partition: bytes = b""
+    watch: Watch | None = None
     samples: int = 0
     inference_s: float = 0.0
     last: tuple[Any, Any] = (None, None)

@@ -12,6 +12,7 @@ from distune.backends.base import InputInfo, RunnableModel
 from distune.data.batch import to_array
 from distune.errors import UserCodeError
 from distune.evaluation.feeds import to_feed
+from distune.evaluation.finite import Watch
 
 
 class CallableModel:
@@ -27,14 +28,18 @@ class CallableModel:
     is asked of the object comes from the framework's own model (``onnx.ModelProto``, ``torch.nn.Module``), so that
     functions written for that keep working.
 
+    Args:
+        watch: Is shown what the model is given and answers.
+
     Attributes:
         inputs: Names, dtypes and shapes of the model's inputs.
         native: The framework's own object.
         seconds: Time spent in inference so far.
     """
 
-    def __init__(self, model: RunnableModel, inputs: Sequence[InputInfo]) -> None:
+    def __init__(self, model: RunnableModel, inputs: Sequence[InputInfo], watch: Watch | None = None) -> None:
         self._model = model
+        self._watch = watch
         self.inputs = tuple(inputs)
         self.seconds = 0.0
 
@@ -57,6 +62,8 @@ class CallableModel:
         start = time.perf_counter()
         outputs = list(self._model.predict(feed))
         self.seconds += time.perf_counter() - start
+        if self._watch is not None:
+            self._watch.take(feed, outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     predict = __call__
@@ -67,6 +74,6 @@ class CallableModel:
         return self._model.native
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_model":
+        if name.startswith("__") or name in ("_model", "_watch"):
             raise AttributeError(name)
         return getattr(self._model.native, name)

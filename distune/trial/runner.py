@@ -26,6 +26,7 @@ from distune.errors import DataError, TrialError, UsageError, UserCodeError
 from distune.evaluation.accuracy import Evaluator, Score, quarter_of_memory
 from distune.evaluation.criterion import Target
 from distune.evaluation.feeds import first_feed, to_feed, zeros_feed
+from distune.evaluation.finite import NonFinite, Watch
 from distune.evaluation.footprint import peak_resident_bytes
 from distune.evaluation.latency import measure
 from distune.evaluation.order import SampleOrder
@@ -142,26 +143,32 @@ class Runner:
             raise DataError("calibration needs data: give quantization.calibration.dataloader")
         infos = backend.facts().inputs
         samples = 0
+        nonfinite = NonFinite()
 
         def batches() -> Any:
             nonlocal samples
             for batch in source.head(body.sampling_size, body.shard, body.shards):
                 samples += batch.size
-                yield batch.index, to_feed(batch.inputs, infos)
+                feed = to_feed(batch.inputs, infos)
+                nonfinite.take(feed, feed.values())
+                yield batch.index, feed
 
         backend.prepare_calibration(body.sampling_size)
         blob = backend.calibrate(body.variant, batches())
-        return m.Statistics(blob, samples, self._clock() - start)
+        return m.Statistics(blob, samples, self._clock() - start, nonfinite.counts)
 
     def _baseline(self) -> m.Accuracy:
         evaluator, model = self._referenced(), self._backend().load(None, self._threads)
         parameters = dict(defaults(self._job.parameters))
+        watch = Watch(self._backend().facts().outputs)
         if self._job.early_verdict:
-            score = evaluator.score_fp32(model, parameters)
+            score = evaluator.score_fp32(model, parameters, watch)
         else:
-            score = evaluator.score(model, parameters)
+            score = evaluator.score(model, parameters, watch=watch)
         order = "" if evaluator.order is None else evaluator.order.encode()
-        return replace(_accuracy(score, model), directions=evaluator.metric_directions, order=order)
+        answer = _accuracy(score, model)
+        warnings = (*answer.warnings, *watch.warnings)
+        return replace(answer, directions=evaluator.metric_directions, order=order, warnings=warnings)
 
     def _judge(self, body: m.Judge) -> m.Accuracy:
         evaluator = self._referenced()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distune.backends.statistics import CalibrationStatistics, Histogram, merge
+from distune.backends.statistics import CalibrationStatistics, Histogram, merge, nonfinite_values
 from distune.errors import TrialError
 
 ALGORITHMS = ("minmax", "kl", "percentile")
@@ -145,3 +145,13 @@ def test_damaged_bytes_and_unknown_tensors_are_errors() -> None:
         CalibrationStatistics.from_bytes(b"nonsense")
     with pytest.raises(TrialError, match="not calibrated"):
         CalibrationStatistics().range("x")
+
+
+def test_a_batch_without_a_finite_value_leaves_the_range_to_the_others() -> None:
+    statistics = CalibrationStatistics()
+    for batch, values in enumerate([[np.nan, np.nan], [-1, 2], [np.inf, np.nan], [-1, 2]]):
+        statistics.add(batch, {"x": np.array(values, np.float32)})
+    for algorithm in ("minmax", "moving_average", "kl", "percentile"):
+        low, high = statistics.range("x", algorithm)
+        assert -1 <= low < high <= 2
+    assert nonfinite_values(statistics.to_bytes()) == {"x": (4, 4)}

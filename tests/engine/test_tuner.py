@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distune.backends.statistics import CalibrationStatistics
 from distune.config.job import CalibrationSpec, CriterionSpec, EvaluationSpec, ObjectiveSpec, StrategySpec
 from distune.distributed.simulated import Faults
 from distune.errors import UserCodeError, WorkspaceError
 from distune.journal.replay import same_decisions
 from distune.space.op_config import TuningConfig
-from distune.trial.messages import Probe
+from distune.trial.messages import Accuracy, Baseline, Probe, Request, ResultBody, Statistics
 from tests.engine.simulated_run import Model, Run, job, policy, tune
 
 pytestmark = pytest.mark.timeout(60)
@@ -356,3 +359,25 @@ def test_a_timeout_in_the_middle_of_a_probe_ends_it(tmp_path: Path) -> None:
     assert 0 < len(probes) < 5, "of more than ten pieces"
     assert run.outcome.outcome == "budget_spent"
     assert run.seconds < 60 + 25
+
+
+def test_values_that_are_not_finite_are_told_on_every_start(tmp_path: Path) -> None:
+    class Planted(Model):
+        def answer(self, rank: int, request: Request) -> tuple[ResultBody, float]:
+            body, seconds = super().answer(rank, request)
+            if isinstance(body, Accuracy) and isinstance(request.body, Baseline):
+                body = replace(body, warnings=("fp32 gives NaN",))
+            if isinstance(body, Statistics):
+                statistics = CalibrationStatistics()
+                tensors = {"x": [1, np.nan, 2], "y": [np.nan] * 3, "z": [1, 2, 3]}
+                statistics.add(rank, {name: np.array(values, np.float32) for name, values in tensors.items()})
+                body = replace(body, blob=statistics.to_bytes(), nonfinite={"image": (1, 2)})
+            return body, seconds
+
+    for start in range(2):
+        warnings = tune(tmp_path, Planted(), workers=2).outcome.warnings
+        assert "fp32 gives NaN" in warnings
+        (tensors,) = (warning for warning in warnings if "out of the ranges of 2 tensors" in warning)
+        assert "y (6, all there are: no range), x (2)" in tensors
+        data = [warning for warning in warnings if "image (2 NaN and 4 infinite)" in warning]
+        assert len(data) == (start == 0), "the data are not read again"

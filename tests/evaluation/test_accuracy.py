@@ -14,6 +14,7 @@ from distune.backends.base import Feed, InputInfo, Outputs, RunnableModel
 from distune.config.job import ComponentSpec, DataloaderSpec, EvaluationSpec, MetricSpec
 from distune.errors import DataError, UsageError, UserCodeError
 from distune.evaluation.accuracy import Evaluator, Score
+from distune.evaluation.finite import Watch
 
 HERE = "tests.evaluation.user_evaluation"
 
@@ -324,3 +325,29 @@ def test_stsb_by_eval_func_and_by_npz_with_two_inputs(assets: Path, monkeypatch:
     npz = Evaluator(EvaluationSpec(DataloaderSpec(dataset, batch_size=16), (close,)), model.inputs, model.outputs, 0)
     npz.set_reference(model)
     assert npz.score(model).value == 0
+
+
+@pytest.mark.parametrize("by_function", [False, True])
+def test_what_is_not_finite_in_data_and_outputs_of_fp32_is_said(by_function: bool) -> None:
+    def accuracy(model: Any) -> float:
+        return float(np.mean([(model(rows).argmax(1) == labels).mean() for rows, labels in data]))
+
+    def warnings(function: Callable[[Feed], Outputs]) -> tuple[str, ...]:
+        settings = EvaluationSpec(eval_func=accuracy) if by_function else EvaluationSpec(data, (metric("topk"),))
+        watch = Watch(["y"])
+        score = Evaluator(settings, INPUTS, ["y"], 1).score_fp32(FunctionModel(function), watch=watch)
+        assert math.isfinite(score.value)
+        return watch.warnings
+
+    data = DATA
+    assert warnings(lambda feed: [feed["x"]]) == ()
+    (said,) = warnings(lambda feed: [np.full_like(feed["x"], np.inf)])
+    assert "fp32 model's outputs" in said
+    assert "y (120 infinite)" in said
+    assert "the data are finite" in said
+    data = [(rows.copy(), labels) for rows, labels in DATA]
+    data[1][0][2] = [np.nan, np.nan, 0, -np.inf]
+    first, second = warnings(lambda feed: [feed["x"] + feed["x"]])
+    assert "evaluation data" in first
+    assert "x (2 NaN and 1 infinite)" in first
+    assert "y (2 NaN and 1 infinite)" in second

@@ -352,3 +352,17 @@ def test_a_clock_of_ones_own_dates_the_results() -> None:
     now[0] += 2
     result = runner.answer(m.Request(1, m.Baseline()))
     assert (result.start_s, result.end_s) == (2.0, 7.0)
+
+
+@pytest.mark.parametrize("early_verdict", [True, False])
+def test_nan_in_the_data_is_told_with_the_statistics_and_the_baseline(early_verdict: bool) -> None:
+    calibration, evaluation = _batches(1, 10, 2), _batches(2, 40, 8)
+    calibration[1][0][0, :4] = np.nan
+    evaluation[0][0][3, 0] = np.nan
+    job = _job(calibration=CalibrationSpec(calibration, (8,)), early_verdict=early_verdict)
+    worker = Worker(replace(job, evaluation=replace(job.evaluation, dataloader=evaluation)), calibrated=False)
+    assert worker.ask(m.Calibrate(8, 0, 1)).nonfinite == {"x": (4, 0)}
+    data, outputs = worker.ask(m.Baseline()).warnings
+    assert "x (1 NaN)" in data
+    assert "y (3 NaN)" in outputs
+    assert Worker().ask(m.Baseline()).warnings == ()
