@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from distune.space.capability import OpInfo
 
 _RANKS = (1, 2, 4, 8)
+_MOST_RANKS = 2048
+"""So many take seconds for a small model; the time grows with the square of the ranks."""
+
 _SCENARIOS = {
     "easy": "the first config meets",
     "hard": "a quarter of the op groups must fall back",
@@ -38,6 +41,11 @@ def _counts(text: str) -> tuple[int, ...]:
         counts = (0,)
     if min(counts) < 1:
         raise argparse.ArgumentTypeError(f"expected numbers of ranks such as 8 or 1,8,64, got {text!r}")
+    if max(counts) > _MOST_RANKS:
+        raise argparse.ArgumentTypeError(
+            f"at most {_MOST_RANKS} ranks can be simulated, got {max(counts)}: see from smaller numbers where more "
+            "ranks stop to help"
+        )
     return counts
 
 

@@ -21,3 +21,9 @@ def test_a_number_of_ranks_must_be_one(tmp_path: Path) -> None:
     result = distune(tmp_path, "plan", str(EXAMPLE), "--ranks", "0")
     assert result.returncode == 2
     assert "expected numbers of ranks" in result.stderr
+
+
+def test_more_ranks_than_can_be_simulated_are_refused(tmp_path: Path) -> None:
+    result = distune(tmp_path, "plan", str(EXAMPLE), "--ranks", "1,8,1000000")
+    assert result.returncode == 2
+    assert "at most 2048 ranks can be simulated, got 1000000" in result.stderr
