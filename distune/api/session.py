@@ -72,13 +72,15 @@ def conduct(
                 interruption.on_request(tuner.interrupt)
                 outcome, result = _kept(tuner.run(), workspace)
                 code = outcome.exit_code
+                reported = True
                 try:
                     write_report(workspace, job.diagnosis)
                 except DistuneError as error:  # the run and its result stand without it
+                    reported = False
                     listener.on(Warned(f"the report could not be written: {error}"))
                 trackers.end(result)
                 trackers.close()
-            console.show(result, workspace.path)
+            console.show(result, workspace.path, reported=reported)
         except Exception as error:
             log.failed(error)
             if isinstance(error, UsageError):

@@ -102,14 +102,15 @@ class ConsoleListener(events.Listener):
         elif not self._quiet and self._follow(event):
             self._draw()
 
-    def show(self, result: RunResult, workspace: Path) -> None:
+    def show(self, result: RunResult, workspace: Path, *, reported: bool = True) -> None:
         """The final table. Call it when the files are written.
 
         Args:
             workspace: The run's folder.
+            reported: This run has written ``report.html`` there.
         """
         self.close()
-        for part in final_parts(result, workspace):
+        for part in final_parts(result, workspace, reported=reported):
             self._console.print()
             self._console.print(part)
 

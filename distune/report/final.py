@@ -15,8 +15,13 @@ _REASONS_SHOWN = 8
 """Rows of ops kept in floating point that the table shows."""
 
 
-def final_parts(result: RunResult, workspace: Path) -> list[Group | Table]:
-    """One after the other, with an empty line before each."""
+def final_parts(result: RunResult, workspace: Path, *, reported: bool = True) -> list[Group | Table]:
+    """One after the other, with an empty line before each.
+
+    Args:
+        workspace: The run's folder.
+        reported: This run has written ``report.html`` there.
+    """
     style = {"met": "bold green", "not_judged": "bold cyan", "failed": "bold red"}.get(result.outcome, "bold yellow")
     head = [Text(words.verdict_sentence(result), style=style)]
     if result.given_back:
@@ -26,7 +31,7 @@ def final_parts(result: RunResult, workspace: Path) -> list[Group | Table]:
         parts.append(_figures(result))
     if result.best is not None and result.best.fallback_reasons:
         parts.append(_reasons(result.best))
-    return [*parts, _closing(result, workspace)]
+    return [*parts, _closing(result, workspace, reported)]
 
 
 def _figures(result: RunResult) -> Table:
@@ -96,7 +101,7 @@ def _reasons(best: Best) -> Table:
     return table
 
 
-def _closing(result: RunResult, workspace: Path) -> Table:
+def _closing(result: RunResult, workspace: Path, reported: bool) -> Table:
     """Where the files are and how to go on."""
     table = Table.grid(padding=(0, 3, 0, 0))
     table.add_column(style="dim")
@@ -116,6 +121,7 @@ def _closing(result: RunResult, workspace: Path) -> Table:
     if result.best is not None:
         table.add_row("model", Text(f"{workspace / 'best'}"))
     table.add_row("result", Text(f"{workspace / 'result.json'}"))
-    table.add_row("report", Text(f"{workspace / 'report.html'}"))
+    if reported:
+        table.add_row("report", Text(f"{workspace / 'report.html'}"))
     table.add_row("next", Text(words.next_step(result)))
     return table

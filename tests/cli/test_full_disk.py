@@ -122,3 +122,19 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_runs(
     assert main(job.arguments("--quiet", workspace=small_disk / "run")) == 2
     assert "read-only" in capsys.readouterr().err
     assert job.calls == 0
+
+
+def test_a_report_that_could_not_be_written_is_not_named_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """About 2 s."""
+    job = scripted(tmp_path, 1.0)
+    assert main(job.arguments("--quiet")) == 0
+    assert f"{job.workspace / 'report.html'}" in "".join(capsys.readouterr().err.split())
+    (job.workspace / "report.html").unlink()
+    (job.workspace / "report.html").mkdir()  # nothing can be put in the place of a folder
+    assert main(job.arguments("--quiet")) == 0
+    told = capsys.readouterr().err
+    assert "the report could not be written" in told
+    assert not [line for line in told.splitlines() if line.startswith("report ")]
+    assert [line for line in told.splitlines() if line.startswith("result ")]
