@@ -272,7 +272,8 @@ class TrialLimits:
 
     Attributes:
         deadline_s: Seconds of work; ``None``: a multiple of what scoring fp32 took.
-        memory_bytes: Bytes that its process may keep resident; ``None``: the rank's share of its node.
+        memory_bytes: Bytes that its process may keep resident; ``None``: the rank's share of its node, which workers
+            find here.
     """
 
     deadline_s: float | None = None

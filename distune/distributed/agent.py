@@ -130,7 +130,7 @@ class Agent:
         epoch = time.monotonic() - message.now
         self._unsettle = settle(message.placement)
         if message.in_process:
-            job = unpack_job(message.job)
+            job = unpack_job(message.job, message.memory_limit)
             self._worker = InlineWorker(job, info.host, info.rank, runner=message.runner, epoch=epoch)
         else:
             self._chaos = message.chaos

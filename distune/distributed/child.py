@@ -168,6 +168,7 @@ class ChildWorker(Worker):
             tuple(sys.path),
             tuple((name, os.environ.get(name)) for name in ("PYTHONPATH", "PYTHONSAFEPATH")),
             self._chaos,
+            self._memory_limit,
         )
         self._process.send(encode_frame(setup))
         for broadcast in self._kept.values():

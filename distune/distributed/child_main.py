@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.pop(variable, None)
         else:
             os.environ[variable] = value
-    runner = RunnerHost(lambda: unpack_job(setup.job), setup.runner, setup.host, setup.rank, setup.epoch)
+    runner = RunnerHost(
+        lambda: unpack_job(setup.job, setup.memory_limit), setup.runner, setup.host, setup.rank, setup.epoch
+    )
     line.sendall(encode_frame(Ready()))
     while True:
         message = pickle.loads(inbox.get())

@@ -19,6 +19,7 @@ class Setup:
         environment: Variables to set back to what the parent has, ``None`` to remove them: the child was started with
             others.
         chaos: What is to go wrong on purpose.
+        memory_limit: Bytes that the child may keep resident; ``None`` means no limit.
     """
 
     job: bytes
@@ -29,6 +30,7 @@ class Setup:
     python_path: tuple[str, ...]
     environment: tuple[tuple[str, str | None], ...] = ()
     chaos: Chaos | None = None
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True)

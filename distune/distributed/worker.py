@@ -8,8 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
 
 from distune.config.job import TuningJob
 from distune.distributed.runner_host import DEFAULT_RUNNER, RunnerHost
@@ -160,9 +159,10 @@ def pack_job(job: TuningJob) -> bytes:
         ) from error
 
 
-def unpack_job(packed: bytes) -> Any:
-    """The job of ``pack_job``."""
-    return pickle.loads(packed)
+def unpack_job(packed: bytes, memory_limit: int | None = None) -> TuningJob:
+    """The job of ``pack_job``, with what its rank may take of its node's memory (``limits.memory_limits``)."""
+    job: TuningJob = pickle.loads(packed)
+    return job if memory_limit is None else replace(job, limits=replace(job.limits, memory_bytes=memory_limit))
 
 
 def _cannot_travel(value: object, path: str) -> tuple[str, object] | None:

@@ -195,7 +195,9 @@ class Runner:
         """Tell the backend, once a stage, what its trials have in common."""
         samples = evaluator.ranked if body.accuracy == "ranking" else evaluator.samples
         if self._opened is not None and samples and self._job.shared_prefix_bytes:
-            limit = min(self._job.shared_prefix_bytes, quarter_of_memory())
+            free = quarter_of_memory()  # which the other ranks of the node see as well
+            share = self._job.limits.memory_bytes
+            limit = min(self._job.shared_prefix_bytes, free if share is None else min(free, share // 4))
             self._backend().share(self._opened.base, samples, limit)
             self._opened = None
 

@@ -53,6 +53,9 @@ class ScriptedRunner:
     def _job(self) -> dict[str, Any]:
         return {"path": self.job.model.path, "content": Path(self.job.model.path).read_bytes()}
 
+    def _memory(self) -> dict[str, Any]:
+        return {"bytes": self.job.limits.memory_bytes}
+
     def _parent(self) -> dict[str, Any]:
         return {"parent": os.getppid()}
 

@@ -131,6 +131,11 @@ def test_a_trial_that_is_cancelled_is_given_up(open_worker: Open) -> None:
     assert data(wait(worker))["rank"] == 5
 
 
+def test_a_runner_knows_what_its_rank_may_take_of_the_node(open_worker: Open) -> None:
+    assert data(do(open_worker(memory_limit=1 << 33), ask(1, "memory"))) == {"bytes": 1 << 33}
+    assert data(do(open_worker(), ask(1, "memory"))) == {"bytes": None}
+
+
 def test_a_trial_that_takes_too_much_memory_is_given_up(open_worker: Open) -> None:
     worker = open_worker(memory_limit=300 << 20)
     assert failure(do(worker, ask(1, "eat", size=600 << 20))).kind == "memory"

@@ -78,6 +78,7 @@ class LinearBackend(Backend):
         self.ranges: dict[int, tuple[float, float]] = {}
         self.loads: list[tuple[str, int]] = []
         self.shares: list[tuple[str, int]] = []
+        self.share_limits: list[int] = []
 
     def facts(self) -> ModelFacts:
         ops = (OpInfo("linear", "MatMul", (INT8, FP32), "linear", has_weight=True),)
@@ -86,6 +87,7 @@ class LinearBackend(Backend):
 
     def share(self, base: TuningConfig | None, samples: int = 0, memory_limit: int = 0) -> None:
         self.shares.append(("" if base is None else base.hash, samples))
+        self.share_limits.append(memory_limit)
 
     def load(self, config: TuningConfig | None, threads: int = 1) -> LinearModel:
         self.loads.append(("fp32" if config is None else config.hash, threads))

@@ -21,6 +21,7 @@ from distune.config.job import (
     LatencySpec,
     MetricSpec,
     ModelSpec,
+    TrialLimits,
     TuningJob,
 )
 from distune.space.op_config import FP32
@@ -191,6 +192,14 @@ def test_the_backend_hears_of_a_stage_whose_trials_begin_alike(limit: int) -> No
     worker.ask(m.Judge(config()))
     worker.runner.receive(m.StageClosed("ranking", ""))
     assert worker.backend.shares == [(config().hash, 40)] * bool(limit) + [("", 0)]
+
+
+def test_what_trials_have_in_common_takes_a_quarter_of_the_ranks_own_share_at_most() -> None:
+    worker = Worker(_job(limits=TrialLimits(memory_bytes=4000)))
+    worker.runner.receive(m.StageOpened("ranking", config()))
+    worker.ask(m.Baseline())
+    worker.ask(m.Judge(config()))
+    assert worker.backend.share_limits == [1000]
 
 
 def test_a_failed_trial_leaves_nothing_behind() -> None:
