@@ -14,7 +14,7 @@ import pytest
 
 from distune.cli.main import main
 from distune.journal.journal import read_records
-from tests.cli.jobs import gated, running, scripted, start
+from tests.cli.jobs import gated, open_gate, running, scripted, start
 from tests.cli.same import assert_same
 from tests.distributed.mpirun import needs_mpirun
 
@@ -77,8 +77,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_where_it_was(
     with running(job, job.command("--quiet", *ranks, workspace=workspace)) as process:
         family = psutil.Process(process.pid).children(recursive=True)
         filler = fill(small_disk)
-        with open(job.folder / "gate", "w"):
-            pass
+        open_gate(job)
         assert process.wait(timeout=60) == 75
         assert process.stderr is not None
         said = process.stderr.read()

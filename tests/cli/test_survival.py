@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from distune.cli.main import main
 from distune.distributed.launcher import launcher_environment
-from tests.cli.jobs import ROOT, Job, environment, gated, running, start
+from tests.cli.jobs import ROOT, environment, gated, open_gate, running, start
 from tests.cli.same import assert_same
 from tests.cli.test_mpi import judged_keys, under_mpirun
 from tests.distributed.mpirun import needs_mpirun, needs_ulfm
@@ -47,12 +46,6 @@ def family(process: subprocess.Popen[str]) -> tuple[dict[int, psutil.Process], l
             elif "distune run" in command and (rank := member.environ().get("OMPI_COMM_WORLD_RANK")) is not None:
                 ranks[int(rank)] = member
     return ranks, children
-
-
-def open_gate(job: Job) -> None:
-    """Let the trial at the gate go on, where it is still there."""
-    with suppress(OSError):  # nobody waits any more
-        os.close(os.open(job.folder / "gate", os.O_WRONLY | os.O_NONBLOCK))
 
 
 Choice = Callable[[dict[int, psutil.Process], list[psutil.Process]], list[psutil.Process]]

@@ -69,7 +69,6 @@ def at_the_gate(slurm: Slurm, job: Job, *arguments: str) -> Iterator[str]:
         return bool(_read(end))
 
     until(there, lambda: f"{slurm.state(number)}: {log(folder)}\n{slurm.logs()}")
-    (folder / "stop_at.txt").unlink()
     os.close(end)
     yield number
 
