@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from distune.evaluation.latency import PairedLatency, likeness, measure, median_
 
 BASELINE_NS = 700_000.0
 RATIO = 0.45
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_to_collect() -> Iterator[None]:
+    """What other tests have left in this process is collected before hundreds of measurements, not by each of them."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Machine:
