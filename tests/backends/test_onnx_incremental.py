@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from distune.backends.onnxruntime import qdq
+from distune.backends.onnxruntime import qdq, shared
 from distune.backends.onnxruntime.quantizer import WeightCache
 from distune.space.op_config import TuningConfig
 from tests.backends.onnx_models import (
@@ -105,3 +105,27 @@ def test_incremental_quantization_is_bit_equal_to_a_full_one(name: str, monkeypa
     full = [backend.export(config).files for config in configs]
     assert len({files["model.onnx"] for files in full}) > CONFIGS // 2
     assert incremental == [*full, *reversed(full)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("worth", [64, 2000, 8000, 30_000])
+def test_weights_in_files_are_those_of_their_variant(name: str, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One weight quantized in two ways has one name, and may come to its file together with the other."""
+    make, data = MODELS[name]
+    configs = [random_config(whole := backend_of(make(), data()), seed) for seed in range(CONFIGS)]
+    expected = [whole.export(config).files for config in configs]
+    monkeypatch.setattr(shared, "LIGHT_BYTES", 16)
+    monkeypatch.setattr(shared, "WORTH_BYTES", worth)
+    light = backend_of(make(), data())
+    found = [light.export(config).files for config in configs]
+    weights = [
+        [
+            {
+                t.name: shared.values_of(t).tobytes()
+                for t in onnx.load_from_string(files["model.onnx"]).graph.initializer
+            }
+            for files in exported
+        ]
+        for exported in (expected, found)
+    ]
+    assert weights[0] == weights[1]

@@ -68,10 +68,14 @@ class WeightCache:
         new = {key: tensor for key, tensor in self.tensors.items() if not is_light(tensor)}
         constants = onnx.ModelProto()
         constants.graph.initializer.extend(new.values())
+        for number, tensor in enumerate(constants.graph.initializer):
+            tensor.name = str(number)  # one weight quantized in two ways has one name
         light = LightModel(constants, shared=True)
         if light.folder:
             self._files.append(light)
-            self.tensors.update(zip(new, light.proto.graph.initializer, strict=True))
+            for (key, before), tensor in zip(new.items(), light.proto.graph.initializer, strict=True):
+                tensor.name = before.name
+                self.tensors[key] = tensor
 
     def clear(self) -> None:
         """Forget everything."""
