@@ -7,6 +7,7 @@ has read from the journal or written there first.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -289,10 +290,11 @@ class Tuner:
         if self._job.evaluation.each_must_meet and not self._job.evaluation.names:
             self._book.targets = metric_targets(self._job.criterion, body.metrics, body.directions)
         self._book.targets = {**self._book.targets, **threshold_targets(self._job.metrics)}
-        nan = [name for name, value in body.metrics.items() if value != value] if self._book.targets else []
-        if body.value != body.value or nan:
-            what = f"metric {nan[0]}" if nan else "accuracy"
-            raise UserCodeError(f"the fp32 model's {what} is NaN: no quantized model can be compared with it")
+        judged = {f"metric {name}": value for name, value in body.metrics.items() if name in self._book.targets}
+        for what, value in {**judged, "accuracy": body.value}.items():
+            if not math.isfinite(value):
+                number = "NaN" if math.isnan(value) else "infinite"
+                raise UserCodeError(f"the fp32 model's {what} is {number}: no quantized model can be compared with it")
         self._tell(
             events.BaselineKnown(
                 body.value,

@@ -276,7 +276,9 @@ def test_a_number_is_a_better_base_than_none(tmp_path: Path) -> None:
 
 def test_a_baseline_without_a_number_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(UserCodeError, match="NaN"):
-        tune(tmp_path, Model(baseline=math.nan))
+        tune(tmp_path / "nan", Model(baseline=math.nan))
+    with pytest.raises(UserCodeError, match="accuracy is infinite"):
+        tune(tmp_path / "inf", Model(baseline=math.inf))
 
 
 def test_every_sampling_size_is_tried(tmp_path: Path) -> None:
