@@ -167,10 +167,10 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 def test_an_eval_func_that_does_not_end_is_named_with_the_key_of_its_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """About 3 s."""
+    """About 10 s: the deadline holds for calibration too, which a busy machine must get done in it."""
     job = gated(tmp_path)
     (tmp_path / "score.py").write_text("import time\n\n\ndef top1(model):\n    time.sleep(3600)\n")
-    assert main(job.arguments("--quiet", "--set", "tuning.limits.deadline=0.5")) == 1
+    assert main(job.arguments("--quiet", "--set", "tuning.limits.deadline=8")) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "scoring the fp32 model with the eval_func failed" in told
-    assert "not done after 0.5 s; raise tuning.limits.deadline to allow more" in told
+    assert "not done after 8 s; raise tuning.limits.deadline to allow more" in told
