@@ -60,8 +60,8 @@ def _advice(error: Exception) -> str:
     text = str(error)
     if "fake impl" in text or "fake kernel" in text:
         return (
-            "torch.export has to know the shape of what a custom op gives: register that with "
-            "torch.library.register_fake, or set model.partition: auto, which leaves the module of the op eager"
+            "torch.export has to know the shape of what a custom op gives: tell it with the op's register_fake, or set "
+            "model.partition: auto, which leaves the module of the op eager"
         )
     decides = "data-dependent" in text or type(error).__name__.startswith("GuardOnDataDependent")
     rewrite = "torch.where or torch.cond instead of an if on values" if decides else "see torch's reason"

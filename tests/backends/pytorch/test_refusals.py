@@ -23,10 +23,10 @@ PACKAGE = Path(quantization.__file__).parent
 
 MODULES = """\
 import torch
-from torch import nn
+from torch import library, nn
 
 
-@torch.library.custom_op("refused::twice", mutates_args=())
+@library.custom_op("refused::twice", mutates_args=())
 def twice(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
