@@ -9,6 +9,7 @@ from typing import Literal
 
 from distune.config.job import TuningJob
 from distune.engine import events
+from distune.engine.ahead import RunAhead
 from distune.engine.book import TrialBook
 from distune.engine.calibration import Calibrator
 from distune.engine.confirmation import Confirmations
@@ -32,14 +33,10 @@ from distune.trial.messages import (
     Failure,
     Judge,
     ProbeAnswer,
-    RequestBody,
     StageClosed,
     StageOpened,
     UseOrder,
 )
-
-_LOOK_PAUSE = 9
-"""Times that a look ahead took, before the next one."""
 
 
 class Judging:
@@ -81,10 +78,7 @@ class Judging:
         self.fallback_order: tuple[str, ...] = ()
         self.op_impact: dict[str, float] = {}
         self.out_of_budget = False
-        self._speculation: Speculation | None = None
-        self._ran_ahead: set[int] = set()
-        self._looked: tuple[StageRun, int] | None = None
-        self._look_again_s = 0.0
+        self._run_ahead = RunAhead(dispatcher, calibrator, self._likely)
         self.quantize_s = self.accuracy_s = self.inference_s = self.compile_s = 0.0
 
     def use(self, order: SampleOrder) -> None:
@@ -100,13 +94,12 @@ class Judging:
             Interrupted, TransportError: See ``Dispatcher.pump``.
         """
         answer = self._judged(wanted)
-        if self._speculation is not None:
-            self._speculation.answered(wanted, answer)
+        self._run_ahead.answered(wanted, answer)
         return answer
 
     def speculate(self, speculation: Speculation) -> None:
         """Have ranks that would idle begin with what the next stages will probably ask, from now on."""
-        self._speculation = speculation
+        self._run_ahead.use(speculation)
 
     def _judged(self, wanted: Wanted) -> Answer:
         if self._finished:
@@ -165,7 +158,7 @@ class Judging:
             if run.ended:
                 break
             if not decided and not known:
-                self._run_ahead(run, len(tasks))
+                self._run_ahead.look(run, len(tasks))
                 self._dispatcher.pump()
         self._dispatcher.drop(tasks)
 
@@ -203,34 +196,8 @@ class Judging:
             self._decisions.commit()
         return taken
 
-    def _run_ahead(self, run: StageRun, missing: int) -> None:
-        """Give ranks that idle what the next stages will probably ask; what is no longer likely is dropped.
-
-        To look ahead takes time that answers wait for: once in a stage, and whenever half of what was missing then has
-        come, and for a tenth of the time at most.
-        """
-        if self._speculation is None or self._dispatcher.idle <= 0 or self._dispatcher.now() < self._look_again_s:
-            return
-        if self._looked is not None and self._looked[0] is run and 2 * missing > self._looked[1]:
-            return
-        self._looked = (run, missing)
-        before, self._ran_ahead = self._ran_ahead, set()
-        started = self._dispatcher.now()
-        self._speculation.ahead(run.answers, self._begin)
-        ended = self._dispatcher.now()
-        self._look_again_s = ended + _LOOK_PAUSE * (ended - started)
-        self._dispatcher.drop(before - self._ran_ahead)
-
-    def _begin(self, stage: Stage | ProbeStage) -> int:
-        """Begin with a stage that will probably come; gives the ranks that idle still."""
-        for body in shards(stage) if isinstance(stage, ProbeStage) else self._likely(stage):
-            if self._dispatcher.idle <= 0:
-                break
-            if self._calibrator.ready(body.config) and not self._dispatcher.knows(body):
-                self._ran_ahead.update(self._dispatcher.submit_new(body))
-        return self._dispatcher.idle
-
     def _likely(self, stage: Stage) -> Iterator[Judge]:
+        """What a stage that may come would ask, as far as the trials so far do not answer it."""
         for candidate in stage.candidates:
             config = candidate.config if isinstance(candidate, Candidate) else candidate
             known = self._book.find(config.hash)
@@ -246,13 +213,7 @@ class Judging:
         body = self._request(config, stage)
         if not self._dispatcher.knows(body):
             self._calibrator.ensure(config)
-        return self._wanted(body)
-
-    def _wanted(self, body: RequestBody) -> int:
-        """Have ``body`` done because it is asked for, whether a rank ran ahead with it or not."""
-        task = self._dispatcher.submit(body)
-        self._ran_ahead.discard(task)
-        return task
+        return self._run_ahead.submit(body)
 
     def _request(self, config: TuningConfig, stage: Stage) -> Judge:
         wanted = self._looked_at(stage)
@@ -458,9 +419,7 @@ class Judging:
 
     def free_the_workers(self) -> None:
         """The trials are over: what still runs for a stage that has ended is given up."""
-        self._speculation = None
-        self._dispatcher.give_up(self._ran_ahead)
-        self._ran_ahead = set()
+        self._run_ahead.end()
         self._dispatcher.calm()
 
     def grant(self, trials: int) -> bool:
@@ -497,7 +456,7 @@ class Judging:
         self._listener.on(events.StageStarted(stage.name, None, self._book.remaining))
         start = self._dispatcher.now()
         self._calibrator.ensure(stage.config)
-        tasks = [self._wanted(body) for body in shards(stage)]
+        tasks = [self._run_ahead.submit(body) for body in shards(stage)]
         answers: list[ProbeAnswer] = []
         for outcome in self._dispatcher.wait_until(self._out_of_time, tasks):
             if isinstance(outcome.body, ProbeAnswer):
