@@ -12,6 +12,7 @@ from typing import Any
 
 from distune.journal.journal import Journal
 from distune.journal.replay import decisions, same_decision
+from distune.strategies.stage import Trial
 
 
 class DecisionLog:
@@ -40,6 +41,25 @@ class DecisionLog:
             return
         self._before = self._before[: self._count - 1]
         self._journal.append("decision", numbered)
+
+    def refined(self, before: Trial, after: Trial, given_back: tuple[str, ...]) -> None:
+        """Enter what the minimality pass came to; on disk at once."""
+        self.add(kind="refine", trial=after.id, accepted=before.id, given_back=given_back)
+        self.commit()
+
+    def chosen(self, trial: Trial, tied: tuple[int, ...]) -> None:
+        """Enter the winner, with the latency that decided; on disk at once."""
+        latency = trial.latency
+        self.add(
+            kind="winner",
+            trial=trial.id,
+            config_hash=trial.config.hash,
+            verdict=trial.verdict,
+            accuracy=trial.accuracy,
+            tied=tied,
+            latency=None if latency is None else [latency.ratio, latency.ci_low, latency.ci_high],
+        )
+        self.commit()
 
     def commit(self) -> None:
         """Put what was added on disk."""

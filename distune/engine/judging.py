@@ -44,6 +44,7 @@ class Judging:
 
     Attributes:
         measuring: Latency and footprint of trials.
+        decisions: Where what is decided is entered.
         stages: The stages so far.
         fallback_order: The order of groups that the last fallback stage followed.
         op_impact: Accuracy gained by returning each group alone to floating point.
@@ -65,7 +66,7 @@ class Judging:
         self._dispatcher = dispatcher
         self._calibrator = calibrator
         self._book = book
-        self._decisions = decisions
+        self.decisions = decisions
         self._listener = listener
         self._confirmations = Confirmations(not judged_is_deployed, listener)
         self._stop_at_first = job.stops_at_first
@@ -128,7 +129,7 @@ class Judging:
         base = self._book.best if stage.base is None else self._book.find(stage.base.hash)
         if stage.order:
             self.fallback_order = stage.order
-            self._decisions.add(kind="order", stage=stage.name, order=stage.order)
+            self.decisions.add(kind="order", stage=stage.name, order=stage.order)
         self._listener.on(events.StageStarted(stage.name, total, self._book.remaining))
         if stage.base is not None:
             self._dispatcher.broadcast(StageOpened(stage.name, stage.base))
@@ -193,7 +194,7 @@ class Judging:
             else:
                 break
         if taken:
-            self._decisions.commit()
+            self.decisions.commit()
         return taken
 
     def _likely(self, stage: Stage) -> Iterator[Judge]:
@@ -306,7 +307,7 @@ class Judging:
 
     def _enter(self, stage: Stage, decision: Decision, total: int | None) -> None:
         trial = decision.trial
-        self._decisions.add(
+        self.decisions.add(
             kind="trial",
             stage=stage.name,
             index=decision.index,
@@ -334,7 +335,7 @@ class Judging:
             order = self._rank(result, base)
         following = self._book.best
         base_hash = following.config.hash if following is not None else ""
-        self._decisions.add(
+        self.decisions.add(
             kind="stage",
             stage=stage.name,
             judged=run.position,
@@ -343,7 +344,7 @@ class Judging:
             stopped=self._job.exit_policy.timeout if timed_out else None,
             timed=timed,
         )
-        self._decisions.commit()
+        self.decisions.commit()
         self._dispatcher.broadcast(StageClosed(stage.name, base_hash, order))
         return result
 
@@ -362,7 +363,7 @@ class Judging:
 
     def _is_to_be_timed(self) -> bool:
         """Whether there is time to measure a stage's trials; taken again, it is as an earlier start found it."""
-        upcoming = self._decisions.upcoming
+        upcoming = self.decisions.upcoming
         before = upcoming is not None and bool(upcoming.get("timed", False))
         return before or not self._out_of_time()
 
@@ -430,26 +431,6 @@ class Judging:
         self._book.max_trials = len(self._book.trials) + trials
         return True
 
-    def decided_refinement(self, before: Trial, after: Trial, given_back: tuple[str, ...]) -> None:
-        """Journal what the minimality pass came to."""
-        self._decisions.add(kind="refine", trial=after.id, accepted=before.id, given_back=given_back)
-        self._decisions.commit()
-
-    def decided_winner(self, trial: Trial, tied: tuple[int, ...]) -> None:
-        """Journal the choice, with the latency that decided."""
-        self._decisions.add(
-            kind="winner",
-            trial=trial.id,
-            config_hash=trial.config.hash,
-            verdict=trial.verdict,
-            accuracy=trial.accuracy,
-            tied=tied,
-            latency=None
-            if trial.latency is None
-            else [trial.latency.ratio, trial.latency.ci_low, trial.latency.ci_high],
-        )
-        self._decisions.commit()
-
     # -------------------------------------------------------------------------------------------------------- probes
 
     def _probe(self, stage: ProbeStage) -> ProbeResult:
@@ -467,14 +448,14 @@ class Judging:
         scores = merged(answers)
         order = tuple(sorted(scores, key=lambda name: -scores[name]))
         timed_out = self._out_of_time()
-        self._decisions.add(
+        self.decisions.add(
             kind="probe",
             stage=stage.name,
             config_hash=stage.config.hash,
             order=order,
             stopped=self._job.exit_policy.timeout if timed_out else None,
         )
-        self._decisions.commit()
+        self.decisions.commit()
         self.out_of_budget = self.out_of_budget or timed_out
         self._finished = self._finished or timed_out
         self._listener.on(events.StageEnded(stage.name, None, 0, self._dispatcher.now() - start))
@@ -487,7 +468,7 @@ class Judging:
         then, unless there is more of it now.
         """
         timeout = self._job.exit_policy.timeout
-        upcoming = self._decisions.upcoming
+        upcoming = self.decisions.upcoming
         if not self._timed_out and timeout > 0:
             if upcoming is None:
                 self._timed_out = self._dispatcher.now() >= timeout

@@ -7,7 +7,6 @@ has read from the journal or written there first.
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,19 +17,19 @@ from typing import Any
 from distune.config.job import DataloaderSpec, StrategySpec, TuningJob
 from distune.distributed.transport import Event, Transport, WorkerInfo, WorkerLost
 from distune.engine import diagnosis, events
+from distune.engine.baseline import score_baseline
 from distune.engine.book import TrialBook
 from distune.engine.calibration import Calibrator
 from distune.engine.decisions import DecisionLog
 from distune.engine.dispatcher import Dispatcher, Interrupted
-from distune.engine.failures import raise_failure
+from distune.engine.inspecting import inspect_everywhere
 from distune.engine.judging import Judging
 from distune.engine.objective import Baseline, Choice, choose, score
 from distune.engine.outcome import OutcomeName, RunOutcome, Timing
 from distune.engine.quarantine import Quarantined
 from distune.engine.refinement import Refinement
 from distune.engine.speculation import Speculation, foresees
-from distune.errors import DistuneError, TransportError, UsageError, UserCodeError, WorkspaceError
-from distune.evaluation.criterion import check_directions, metric_targets, target_accuracy, threshold_targets
+from distune.errors import DistuneError, TransportError, UsageError, WorkspaceError
 from distune.evaluation.order import SampleOrder
 from distune.journal.journal import Journal
 from distune.journal.signature import differences, signature
@@ -40,12 +39,7 @@ from distune.strategies.base import StrategyContext, TuningFinished
 from distune.strategies.leading import settle_recipes
 from distune.strategies.registry import strategies, strategy_class
 from distune.strategies.stage import Trial
-from distune.trial.messages import Accuracy, Export, Exported, Failure, Inspect, Inspection
-from distune.trial.messages import Baseline as ScoreBaseline
-
-_DEADLINE_S = 300.0
-_DEADLINE_BASELINES = 50
-"""A trial may take 50 times what scoring fp32 took, and 300 s at least: beyond that it hangs."""
+from distune.trial.messages import Accuracy, Export, Exported, Failure, Inspection
 
 
 class Tuner:
@@ -143,34 +137,8 @@ class Tuner:
     # ------------------------------------------------------------------------------------------------------ phases
 
     def _inspect(self) -> None:
-        """Let every worker load the model and look at the data; rank 0's answer counts."""
-        ids = [self._dispatcher.submit(Inspect(), rank=worker.rank) for worker in self._dispatcher.workers]
-        first, *others = self._dispatcher.wait(ids)
-        for outcome in (first, *others):
-            body = outcome.body
-            if isinstance(body, Failure) and body.kind == "lost":
-                continue  # the others go on; the dispatcher has warned of it
-            if isinstance(body, Failure):
-                raise_failure(body)
-            if not isinstance(body, Inspection):
-                raise TransportError(f"worker {outcome.rank} answered Inspect with {type(body).__name__}")
-            if self._inspection is None:
-                self._inspection = body
-                for warning in body.warnings:
-                    self._warn(warning)
-            else:
-                self._compare_workers(self._inspection, body, outcome.rank, outcome.host)
+        self._inspection = inspect_everywhere(self._dispatcher, self._warn)
         self._startup_s = self._dispatcher.now()
-
-    def _compare_workers(self, first: Inspection, other: Inspection, rank: int, host: str) -> None:
-        if other.digest != first.digest:
-            raise UsageError(
-                f"rank {rank} on {host} sees another model or other data than rank 0; every node must read the same "
-                f"files"
-            )
-        unlike = [name for name, version in first.versions.items() if other.versions.get(name) != version]
-        if unlike:
-            self._warn(f"versions differ from rank 0's: {', '.join(unlike)}; its verdicts may differ", rank, host)
 
     def _open_journal(self) -> None:
         assert self._inspection is not None  # set by _inspect, which ran before
@@ -261,49 +229,27 @@ class Tuner:
         return self._outcome("not_judged", best=trial, exported=exported)
 
     def _score_baseline(self) -> None:
-        space, calibrator = self._space, self._calibrator
-        assert space is not None  # set by _open_journal, as is the next
-        assert calibrator is not None
-        wanted = ScoreBaseline()
-        task = self._dispatcher.submit(wanted)
-        if not self._dispatcher.knows(wanted) and space.default().sampling_size:
-            calibrator.ensure(space.default())  # on the other ranks meanwhile
-        outcome = self._dispatcher.wait([task])[0]
-        body = outcome.body
-        if isinstance(body, Failure):
-            means = "" if self._job.evaluation.eval_func is None else " with the eval_func"
-            raise_failure(body, f"scoring the fp32 model{means} failed: ")
-        if not isinstance(body, Accuracy):
-            raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
-        self._baseline = body
-        for warning in body.warnings:
+        assert self._judging is not None  # set by _open_journal
+        self._baseline, seconds = score_baseline(self._job, self._dispatcher, self._book, self._calibrate_first)
+        for warning in self._baseline.warnings:
             self._warn(warning)
-        # How long training takes does not follow from how long scoring does: it has the deadline that the user gives.
-        if self._job.limits.deadline_s is None and self._job.approach != "qat":
-            self._dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * (outcome.end_s - outcome.start_s))
-        self._book.baseline = body.value
-        self._book.target = target_accuracy(self._job.criterion, body.value)
-        if body.order:
-            assert self._judging is not None  # set by _open_journal
-            self._judging.use(SampleOrder.decode(body.order))
-        check_directions(self._job.evaluation, self._job.criterion, body.directions)
-        if self._job.evaluation.each_must_meet and not self._job.evaluation.names:
-            self._book.targets = metric_targets(self._job.criterion, body.metrics, body.directions)
-        self._book.targets = {**self._book.targets, **threshold_targets(self._job.metrics)}
-        judged = {f"metric {name}": value for name, value in body.metrics.items() if name in self._book.targets}
-        for what, value in {**judged, "accuracy": body.value}.items():
-            if not math.isfinite(value):
-                number = "NaN" if math.isnan(value) else "infinite"
-                raise UserCodeError(f"the fp32 model's {what} is {number}: no quantized model can be compared with it")
+        if self._baseline.order:
+            self._judging.use(SampleOrder.decode(self._baseline.order))
         self._tell(
             events.BaselineKnown(
-                body.value,
+                self._baseline.value,
                 self._book.target,
                 self._job.criterion.higher_is_better,
-                body.samples,
-                outcome.end_s - outcome.start_s,
+                self._baseline.samples,
+                seconds,
             )
         )
+
+    def _calibrate_first(self) -> None:
+        """Calibrate for the config that is judged first."""
+        assert self._space is not None  # set by _open_journal, as is the next
+        assert self._calibrator is not None
+        self._calibrator.ensure(self._space.default())
 
     def _conclude(self, judging: Judging) -> RunOutcome:
         """Choose among the trials, measure what was chosen, export it."""
@@ -317,7 +263,7 @@ class Tuner:
         if choice is None:
             return self._outcome(self._ending(judging, met=False))
         trial = choice.trial
-        judging.decided_winner(trial, choice.tied)
+        judging.decisions.chosen(trial, choice.tied)
         if trial.latency is not None and trial.latency.ci_low > 1:
             self._warn(
                 f"the best quantized model is slower than fp32 here ({trial.latency.ratio:.2f} x its latency): "
@@ -356,7 +302,7 @@ class Tuner:
         choice = self._measured_choice(judging)
         after = accepted if choice is None else choice.trial
         self._given_back = refinement.given_back(accepted.config, after.config)
-        judging.decided_refinement(accepted, after, self._given_back)
+        judging.decisions.refined(accepted, after, self._given_back)
         return True
 
     def _not_slower(self, trial: Trial, base: Trial) -> bool:

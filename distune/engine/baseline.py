@@ -1,0 +1,68 @@
+"""What fp32 scores, and what follows from it: the targets of every trial, and how long one may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from distune.config.job import TuningJob
+from distune.engine.book import TrialBook
+from distune.engine.dispatcher import Dispatcher
+from distune.engine.failures import raise_failure
+from distune.errors import TransportError, UserCodeError
+from distune.evaluation.criterion import check_directions, metric_targets, target_accuracy, threshold_targets
+from distune.trial.messages import Accuracy, Baseline, Failure
+
+_DEADLINE_S = 300.0
+_DEADLINE_BASELINES = 50
+"""A trial may take 50 times what scoring fp32 took, and 300 s at least: beyond that it hangs."""
+
+
+def score_baseline(
+    job: TuningJob, dispatcher: Dispatcher, book: TrialBook, meanwhile: Callable[[], None]
+) -> tuple[Accuracy, float]:
+    """Have fp32 scored; sets the book's targets and the dispatcher's deadline.
+
+    Args:
+        meanwhile: What the other ranks can do while one of them scores it; not called where the score is known.
+
+    Returns:
+        The score, and the seconds that it took.
+
+    Raises:
+        UserCodeError: The score is no finite number, so that nothing can be compared with it.
+        UsageError: The model, the data or the user's function is at fault.
+    """
+    wanted = Baseline()
+    task = dispatcher.submit(wanted)
+    if not dispatcher.knows(wanted):
+        meanwhile()
+    outcome = dispatcher.wait([task])[0]
+    body, seconds = outcome.body, outcome.end_s - outcome.start_s
+    if isinstance(body, Failure):
+        means = "" if job.evaluation.eval_func is None else " with the eval_func"
+        raise_failure(body, f"scoring the fp32 model{means} failed: ")
+    if not isinstance(body, Accuracy):
+        raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
+    # How long training takes does not follow from how long scoring does: it has the deadline that the user gives.
+    if job.limits.deadline_s is None and job.approach != "qat":
+        dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * seconds)
+    _set_targets(job, book, body)
+    return body, seconds
+
+
+def _set_targets(job: TuningJob, book: TrialBook, body: Accuracy) -> None:
+    book.baseline = body.value
+    book.target = target_accuracy(job.criterion, body.value)
+    check_directions(job.evaluation, job.criterion, body.directions)
+    if job.evaluation.each_must_meet and not job.evaluation.names:
+        book.targets = metric_targets(job.criterion, body.metrics, body.directions)
+    book.targets = {**book.targets, **threshold_targets(job.metrics)}
+    judged = {f"metric {name}": value for name, value in body.metrics.items() if name in book.targets}
+    for what, value in {**judged, "accuracy": body.value}.items():
+        if not math.isfinite(value):
+            number = "NaN" if math.isnan(value) else "infinite"
+            raise UserCodeError(f"the fp32 model's {what} is {number}: no quantized model can be compared with it")
+
+
+__all__ = ["score_baseline"]
