@@ -110,7 +110,7 @@ class PyTorchBackend(Backend):
         self._rewritten: dict[tuple[Variant, int], ModuleVariant] = {}
         self._calibrated_with = 0
         self._reduce_range = needs_reduce_range()
-        self._compiled = CompiledModels(job.workspace, self._exported.partition)
+        self._compiled = CompiledModels(self._exported.partition)
 
     def facts(self) -> ModelFacts:
         return ModelFacts(

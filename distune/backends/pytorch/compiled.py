@@ -6,16 +6,12 @@ more, then for any size of the axes that changed.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +27,6 @@ from distune.errors import TrialError, UsageError
 _KEPT = 4
 """Compiled models in memory, the baseline among them."""
 
-_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _RECOMPILES = 64
 
 
@@ -134,21 +129,17 @@ class CompiledParts:
 class CompiledModels:
     """Compiled models by the hash of their config, the least used given up first.
 
+    Kernels are kept by Inductor itself, for the other ranks of the node and for later runs: in the folder that
+    ``TORCHINDUCTOR_CACHE_DIR`` names, by default one of the user's in the system's temporary folder. It stays on the
+    node: Inductor compiles for the processor at hand, and does not tell processors apart when it looks a kernel up.
+
     Args:
-        workspace: Folder of the run, in which compiled kernels are kept for its other ranks and for the next start.
         partition: How the module was taken apart, where it was.
     """
 
-    def __init__(self, workspace: str, partition: Partition | None = None) -> None:
+    def __init__(self, partition: Partition | None = None) -> None:
         self._partition = partition
         self._models: OrderedDict[tuple[str, int], Compiled | CompiledParts] = OrderedDict()
-        self._own_cache = ""
-        if _CACHE_VARIABLE not in os.environ:
-            if workspace and Path(workspace).is_dir():
-                os.environ[_CACHE_VARIABLE] = str(Path(workspace) / "cache" / "inductor")
-            else:
-                self._own_cache = tempfile.mkdtemp(prefix="distune-inductor-")
-                os.environ[_CACHE_VARIABLE] = self._own_cache
 
     def handle(self, key: str, threads: int, module: GraphModule) -> CompiledHandle:
         """What gives the compiled model of a key when it is asked for."""
@@ -172,10 +163,6 @@ class CompiledModels:
         """Give up all of them."""
         self._models.clear()
         dynamo.reset()
-        if self._own_cache:
-            os.environ.pop(_CACHE_VARIABLE, None)
-            shutil.rmtree(self._own_cache, ignore_errors=True)
-            self._own_cache = ""
 
 
 @dataclass(frozen=True)
