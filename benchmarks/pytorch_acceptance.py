@@ -6,7 +6,7 @@ int8: activations uint8 asymmetric minmax, weights symmetric per channel; nothin
 PyTorch and the ONNX Runtime backend on the same data: the two may differ by 0.3 points.
 
     DISTUNE_ASSETS=... python benchmarks/pytorch_acceptance.py [--only NAME] [--strategy NAME] [--ranks 1]
-        [--limit 1000] [--no-agreement] [--json pytorch_acceptance.json]
+        [--limit 1000] [--no-runs] [--no-agreement] [--json pytorch_acceptance.json]
 
 The exit code is 1 where a promise was missed. A finished run that the JSON file holds is not run again.
 """
@@ -127,6 +127,7 @@ def main() -> int:
     parser.add_argument("--strategy", action="append", choices=STRATEGIES, help="all by default")
     parser.add_argument("--ranks", action="append", type=int, help="1 and 3 by default")
     parser.add_argument("--limit", type=int, default=0, help="samples to evaluate on; all by default")
+    parser.add_argument("--no-runs", action="store_true", help="do nothing but compare with ONNX Runtime")
     parser.add_argument("--no-agreement", action="store_true", help="do not compare with ONNX Runtime")
     parser.add_argument("--json", type=Path, help="write the figures here, after every run; what it holds is kept")
     given = parser.parse_args()
@@ -134,7 +135,8 @@ def main() -> int:
         parser.error("set DISTUNE_ASSETS to the folder with models/ and data/")
     runs, agreements = _read(given.json)
     chosen = [example for example in EXAMPLES if not given.only or example.name in given.only]
-    for example, strategy, ranks in _plan(chosen, given.strategy or STRATEGIES, given.ranks or RANKS):
+    wanted = () if given.no_runs else _plan(chosen, given.strategy or STRATEGIES, given.ranks or RANKS)
+    for example, strategy, ranks in wanted:
         limit = min(given.limit or example.limit, example.limit)
         found = next((run for run in runs if _key(run) == (example.name, strategy, ranks, limit)), None)
         if found is None:
@@ -154,8 +156,8 @@ def main() -> int:
             flush=True,
         )
         _write(given.json, runs, agreements)
-    wanted = {example.name for example in chosen}
-    missed = misses([run for run in runs if run.example in wanted], [a for a in agreements if a.example in wanted])
+    names = [example.name for example in chosen]
+    missed = misses([run for run in runs if run.example in names], [a for a in agreements if a.example in names])
     for goal in missed:
         print(f"MISSED: {goal}")
     return 1 if missed else 0
