@@ -63,9 +63,6 @@ SINGLE_OPS: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {
 }
 """Attributes and further inputs of each op type of the table, behind a Conv with 8 channels of 12x12."""
 
-FLOAT_ANYWAY = {"Pad"}
-"""Ops that ONNX Runtime computes in fp32 between a DequantizeLinear and a QuantizeLinear of the same scale: no loss."""
-
 
 def after_convolution(op_type: str) -> onnx.ModelProto:
     """``x -> Conv -> op -> (Cast) -> y``."""
@@ -106,7 +103,7 @@ def test_each_row_of_the_table_runs_and_stays_close_to_fp32(op_type: str) -> Non
     floating = {"Conv", "MatMul", "Gemm", op_type} - {"Reshape", "Flatten"}
     made_by = {name: node.op_type for node in executed for name in node.output}
     for node in executed:
-        if node.op_type in floating and op_type not in FLOAT_ANYWAY:
+        if node.op_type in floating:
             assert all(made_by.get(name) != "DequantizeLinear" for name in node.input), node.name
 
 
@@ -132,14 +129,11 @@ def test_each_type_and_scheme_of_activations_runs_on_integers(op_type: str) -> N
             assert np.mean(expected != actual) < 0.15, option
         else:
             assert np.square(expected - actual).mean() < 8e-3 * np.square(expected).mean(), option
-        if op_type not in FLOAT_ANYWAY:
-            executed = optimized_graph(loaded.native.SerializeToString()).graph.node
-            made_by = {name: node.op_type for node in executed for name in node.output}
-            dequantized = [
-                n for n in executed if n.op_type == op_type and made_by.get(n.input[0]) == "DequantizeLinear"
-            ]
-            fields = {(op_type, option.activation.dtype), (op_type, option.activation.scheme)}
-            assert bool(dequantized) == bool(fields & IN_FLOAT), option
+        executed = optimized_graph(loaded.native.SerializeToString()).graph.node
+        made_by = {name: node.op_type for node in executed for name in node.output}
+        dequantized = [n for n in executed if n.op_type == op_type and made_by.get(n.input[0]) == "DequantizeLinear"]
+        fields = {(op_type, option.activation.dtype), (op_type, option.activation.scheme)}
+        assert bool(dequantized) == bool(fields & IN_FLOAT), option
 
 
 CLIPPED = {"kl": 0.1, "percentile": 0.02, "moving_average": 0.02}

@@ -153,6 +153,8 @@ def test_what_falls_back_runs_in_fp32_and_takes_its_quantization_along(groups: t
         if node.op_type == "QuantizeLinear":
             before = index.producer.get(node.input[0])
             dequantize = index.only_consumer(node.output[0])
+            if dequantize is not None and dequantize.op_type == "Pad":  # channels for the kernel
+                dequantize = index.only_consumer(dequantize.output[0])
             after = index.consumers.get(dequantize.output[0], []) if dequantize is not None else []
             names = {before.name if before is not None else "", *(reader.name for reader in after)}
             # A quantized Relu is merged into the range; what it followed, conv1 or conv2, is quantized too.

@@ -29,7 +29,7 @@ def qoperator_backend(proto: onnx.ModelProto, feeds: Feeds) -> OnnxRuntimeBacken
     return backend
 
 
-PAIRED = {"Pad", "Clip"}
+PAIRED = {"Clip"}
 """Ops without an integer operator."""
 
 

@@ -17,11 +17,12 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, I
 from distune.backends.base import Backend, ExportedModel, Feed, InputInfo, ModelFacts, Outputs, RunnableModel
 from distune.backends.onnxruntime.calibration import calibrated_tensors, collect
 from distune.backends.onnxruntime.capability import inspect
-from distune.backends.onnxruntime.cpu import needs_reduce_range
+from distune.backends.onnxruntime.cpu import has_amx, needs_reduce_range
 from distune.backends.onnxruntime.diagnosis import diagnose
 from distune.backends.onnxruntime.dynamic import write_dynamic
 from distune.backends.onnxruntime.execution import Execution, executed_on_integers
 from distune.backends.onnxruntime.half import offer_fp16, write_fp16
+from distune.backends.onnxruntime.kernels import use_fast_kernels
 from distune.backends.onnxruntime.model import open_model
 from distune.backends.onnxruntime.prefix import SharedPrefix, Suffix
 from distune.backends.onnxruntime.preprocess import prepare
@@ -180,6 +181,7 @@ class OnnxRuntimeBackend(Backend):
         self._graphs: dict[tuple[Variant, int], GraphVariant] = {((), 0): GraphVariant(self._model)}
         self._calibrated_with = 0
         self._reduce_range = needs_reduce_range()
+        self._amx = has_amx()
         self._base: tuple[TuningConfig, int, int] | None = None
         self._shared: SharedPrefix | None = None
         self._as_qoperator = job.model.quant_format == "QOperator"
@@ -208,8 +210,7 @@ class OnnxRuntimeBackend(Backend):
         graph = self._graph(config)
         ranges = self._ranges(graph, config)
         quantized = self._write(graph, config, ranges)
-        if self._as_qoperator:
-            to_qoperator(quantized.proto)
+        self._finish(quantized.proto, self._amx)
         chosen = set(config.quantized_ops)
         weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
         warnings = (*quantized.warnings, *self._remarks(ranges, config))
@@ -232,7 +233,9 @@ class OnnxRuntimeBackend(Backend):
         if not alike or base.hash == config.hash or (self._shared is not None and self._shared.threads != threads):
             return None
         if self._shared is None:
-            self._shared = SharedPrefix(self._proto(base), threads, samples, memory_limit)
+            shared = self._proto(base)
+            self._finish(shared, self._amx)
+            self._shared = SharedPrefix(shared, threads, samples, memory_limit)
         return Suffix(self._shared, proto) if self._shared.cuts else None
 
     def prepare_calibration(self, sampling_size: int) -> None:
@@ -256,7 +259,7 @@ class OnnxRuntimeBackend(Backend):
     def export(self, config: TuningConfig) -> ExportedModel:
         config = self._effective(config)
         graph = self._graph(config)
-        return self._exported(graph, config, self._ranges(graph, config), self._reduce_range)
+        return self._exported(graph, config, self._ranges(graph, config), self._reduce_range, self._amx)
 
     def apply(self, deploy: Mapping[str, Any], config: TuningConfig) -> ExportedModel:
         if Preparation.of(config.recipes) != self._preparation:
@@ -266,7 +269,8 @@ class OnnxRuntimeBackend(Backend):
         reduce_range = bool(deploy.get("reduce_range", self._reduce_range))
         config = self._effective(config)
         graph = restored_variant(self._model, rewrites(self.variant(config)), deploy.get("graph", {}))
-        return self._exported(graph, config, ranges, reduce_range, weights, deploy.get("corrected", {}))
+        amx = bool(deploy.get("amx", self._amx))
+        return self._exported(graph, config, ranges, reduce_range, amx, weights, deploy.get("corrected", {}))
 
     def probe(
         self, kind: str, config: TuningConfig, ops: Sequence[str], feeds: Sequence[Feed], args: Mapping[str, Any]
@@ -360,6 +364,16 @@ class OnnxRuntimeBackend(Backend):
             del quantized.proto.graph.value_info[:]
         return replace(quantized, warnings=(*quantized.warnings, *remarks))
 
+    def _finish(self, proto: onnx.ModelProto, amx: bool) -> None:
+        """Give a quantized model the form in which it runs and is stored, in place; it computes the same.
+
+        Args:
+            amx: The processor that it is for has AMX.
+        """
+        use_fast_kernels(proto, amx)
+        if self._as_qoperator:
+            to_qoperator(proto)
+
     def _weights(self, config: TuningConfig, known: Mapping[str, GroupedWeight]) -> dict[str, GroupedWeight]:
         """The weights of weight-only ops: ``known`` ones, and the others quantized."""
         ops = {name: op for name, op in config.ops if op.mode == "weight_only"}
@@ -406,18 +420,22 @@ class OnnxRuntimeBackend(Backend):
         config: TuningConfig,
         ranges: Mapping[str, Range],
         reduce_range: bool,
+        amx: bool,
         weights: Mapping[str, GroupedWeight] | None = None,
         corrected: Mapping[str, str] | None = None,
     ) -> ExportedModel:
         weights = self._weights(config, weights or {})
         quantized = self._write(graph, config, ranges, reduce_range, weights, corrected)
         proto = quantized.proto
-        if self._as_qoperator:
-            to_qoperator(proto)
+        self._finish(proto, amx)
         deploy: dict[str, Any] = {}
         if any(op.is_quantized for _, op in config.ops):
             kept = plan(graph.model, config).activations
-            deploy = {"ranges": {name: list(ranges[name]) for name in kept}, "reduce_range": reduce_range}
+            deploy = {
+                "ranges": {name: list(ranges[name]) for name in kept},
+                "reduce_range": reduce_range,
+                "amx": amx,
+            }
         if graph.saved:
             deploy["graph"] = dict(graph.saved)
         if constants := dict(corrected or quantized.corrected()):

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from distune.backends.cpu import VNNI_FLAGS, cpu_flags, needs_reduce_range
+from distune.backends.cpu import VNNI_FLAGS, cpu_flags, has_amx, needs_reduce_range
 
-__all__ = ["VNNI_FLAGS", "cpu_flags", "needs_reduce_range"]
+__all__ = ["VNNI_FLAGS", "cpu_flags", "has_amx", "needs_reduce_range"]

@@ -1,8 +1,8 @@
 """What is done to the fp32 graph once, before anything is quantized.
 
 ONNX Runtime's basic optimisations fold BatchNorm and constants and remove what has no effect (the same that its
-``quant_pre_process`` does), and shape inference gives every tensor a type. The nodes of the outcome carry the names
-that the user's model gives them.
+``quant_pre_process`` does), shape inference gives every tensor a type, and ``simplify`` does what else helps. The nodes
+of the outcome carry the names that the user's model gives them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex
 from distune.backends.onnxruntime.recipes.preparation import Preparation, gemm_to_matmul
 from distune.backends.onnxruntime.session import optimized_model
 from distune.backends.onnxruntime.shared import LightModel
+from distune.backends.onnxruntime.simplify import simplify
 from distune.backends.onnxruntime.storage import infer_shapes
 from distune.errors import ModelError
 
@@ -72,6 +73,7 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     if how.gemm_to_matmul:
         gemm_to_matmul(prepared, user_types)
     prepared = infer_shapes(prepared)
+    simplify(prepared, user_types)
     _complete_types(prepared)
     _mark_inferred(prepared)
     return PreparedModel.of(prepared, user_types)

@@ -58,6 +58,7 @@ def test_weight_correction_keeps_mean_and_spread(granularity: str) -> None:
     stats = []
     for recipes in ({}, {"weight_correction": True}):
         integers, scale, _ = weight_of(made.graph(**recipes), "conv1")
+        integers = integers[:, :3]  # a fourth input channel is there for the kernel
         real = integers.reshape(8, -1) * (scale.reshape(-1, 1) if scale.ndim else scale)
         stats.append((np.abs(real.mean(1) - fp32.mean(1)).max(), abs(real.std() - fp32.std())))
     assert stats[1][0] < stats[0][0]
