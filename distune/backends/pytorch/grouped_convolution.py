@@ -1,0 +1,118 @@
+"""Grouped convolutions that can be differentiated twice at the price of convolutions.
+
+torch takes the second derivative of a convolution with groups one group after another: thousands of kernels for the
+depthwise layers of one network. But ``<g, c(x, w)>`` is linear in each of output gradient, input and weight, so every
+derivative of a convolution is again one of three maps: what is left when one of the three is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.fx import GraphModule
+
+_CONVOLUTIONS = (torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv3d.default)
+_GROUPS = 6
+"""Position of the number of groups among their arguments."""
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """How a convolution walks; of each axis, or one number for all."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def backward(self, grad: Tensor, data: Tensor, weight: Tensor, wanted: int) -> Tensor:
+        """The derivative by the input (0) or the weight (1)."""
+        mask = [wanted == 0, wanted == 1, False]
+        shifts = [0] * len(self.stride)
+        places = (self.stride, self.padding, self.dilation, False, shifts, self.groups)
+        out: Tensor = torch.ops.aten.convolution_backward(grad, data, weight, None, *places, mask)[wanted]
+        return out
+
+
+def convolution(
+    data: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Tensor:
+    """As ``aten.conv1d``, ``conv2d`` and ``conv3d`` of a batch."""
+    axes = weight.dim() - 2
+    walk = [list(each) * (axes if len(each) == 1 else 1) for each in (stride, padding, dilation)]
+    out: Tensor = _Output.apply(data, weight, _Geometry(walk[0], walk[1], walk[2], groups))
+    return out if bias is None else out + bias.reshape(-1, *[1] * axes)
+
+
+def with_cheap_second_derivatives(module: GraphModule) -> GraphModule:
+    """Let the grouped convolutions of a graph be differentiated twice in that way, in place."""
+    for node in module.graph.nodes:
+        grouped = len(node.args) > _GROUPS and node.args[_GROUPS] > 1
+        if node.target in _CONVOLUTIONS and grouped:
+            node.target = convolution
+    module.recompile()
+    return module
+
+
+class _Output(Function):  # type: ignore[misc]  # torch leaves it untyped
+    """``c(data, weight)``."""
+
+    @staticmethod
+    def forward(ctx: Any, data: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(data, weight)
+        ctx.geometry = geometry
+        places = (geometry.stride, geometry.padding, geometry.dilation, False, [0] * len(geometry.stride))
+        out: Tensor = torch.ops.aten.convolution(data, weight, None, *places, geometry.groups)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,), (data, weight) = grads, ctx.saved_tensors
+        by_data = _Input.apply(grad, weight, data.shape, ctx.geometry) if ctx.needs_input_grad[0] else None
+        by_weight = _Weight.apply(grad, data, weight.shape, ctx.geometry) if ctx.needs_input_grad[1] else None
+        return by_data, by_weight, None
+
+
+class _Input(Function):  # type: ignore[misc]  # torch leaves it untyped
+    """The derivative of ``<grad, c(data, weight)>`` by the data, which are of ``shape``."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, weight: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(grad, weight)
+        ctx.geometry = geometry
+        return geometry.backward(grad, grad.new_empty(1).expand(shape), weight, 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (data,), (grad, weight) = grads, ctx.saved_tensors
+        by_grad = _Output.apply(data, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        by_weight = _Weight.apply(grad, data, weight.shape, ctx.geometry) if ctx.needs_input_grad[1] else None
+        return by_grad, by_weight, None, None
+
+
+class _Weight(Function):  # type: ignore[misc]  # torch leaves it untyped
+    """The derivative of ``<grad, c(data, weight)>`` by the weight, which is of ``shape``."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, data: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(grad, data)
+        ctx.geometry = geometry
+        return geometry.backward(grad, data, grad.new_empty(1).expand(shape), 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (weight,), (grad, data) = grads, ctx.saved_tensors
+        by_grad = _Output.apply(data, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        by_data = _Input.apply(grad, weight, data.shape, ctx.geometry) if ctx.needs_input_grad[1] else None
+        return by_grad, by_data, None, None
