@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distune.backends.base import LabelledBatch
-from distune.backends.pytorch.grouped_convolution import with_cheap_second_derivatives
 from distune.backends.pytorch.program import ExportedModule
 from distune.backends.pytorch.qparams import weight_qparams
 from distune.backends.pytorch.runnable import arguments_of
+from distune.backends.pytorch.second_derivatives import twice_differentiable
 from distune.backends.pytorch.threads import intra_op_threads
 from distune.backends.weight_only.quantize import quantize_weight
 from distune.config.imports import import_object
@@ -130,7 +130,7 @@ def hessian_scores(
     members = [op for op in capability.ops if op.group in set(groups) and op.has_weight and op.name in config.by_name]
     factors = {op.name: _perturbation(model, op.name, config.by_name[op.name]) for op in members}
     names = dict.fromkeys(model.op[op.name].weight for op in members if factors[op.name] > 0)
-    module = with_cheap_second_derivatives(model.fresh())
+    module = twice_differentiable(model.fresh())
     tensors = dict((*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)))
     weights = {name: tensors[name] for name in names}
     scores = {op.group: 0.0 for op in members}

@@ -1,8 +1,9 @@
-"""Grouped convolutions that can be differentiated twice at the price of convolutions.
+"""A graph in a form that can be differentiated twice, and at the price of what it is made of.
 
-torch takes the second derivative of a convolution with groups one group after another: thousands of kernels for the
-depthwise layers of one network. But ``<g, c(x, w)>`` is linear in each of output gradient, input and weight, so every
-derivative of a convolution is again one of three maps: what is left when one of the three is taken out.
+torch has no second derivative of hardsigmoid. That of a convolution with groups it takes one group after another:
+thousands of kernels for the depthwise layers of one network. But ``<g, c(x, w)>`` is linear in each of output gradient,
+input and weight, so every derivative of a convolution is again one of three maps: what is left when one of the three is
+taken out.
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ class _Geometry:
         return out
 
 
+def twice_differentiable(module: GraphModule) -> GraphModule:
+    """Put the graph into that form, in place; its values stay."""
+    for node in module.graph.nodes:
+        grouped = len(node.args) > _GROUPS and node.args[_GROUPS] > 1
+        if node.target in _CONVOLUTIONS and grouped:
+            node.target = convolution
+        elif node.target in _COMPOSED:
+            node.target = _COMPOSED[node.target]
+    module.recompile()
+    return module
+
+
 def convolution(
     data: Tensor,
     weight: Tensor,
@@ -55,14 +68,18 @@ def convolution(
     return out if bias is None else out + bias.reshape(-1, *[1] * axes)
 
 
-def with_cheap_second_derivatives(module: GraphModule) -> GraphModule:
-    """Let the grouped convolutions of a graph be differentiated twice in that way, in place."""
-    for node in module.graph.nodes:
-        grouped = len(node.args) > _GROUPS and node.args[_GROUPS] > 1
-        if node.target in _CONVOLUTIONS and grouped:
-            node.target = convolution
-    module.recompile()
-    return module
+def _hardsigmoid(data: Tensor) -> Tensor:
+    return torch.nn.functional.hardtanh(data + 3, 0.0, 6.0) / 6
+
+
+def _hardsigmoid_in_place(data: Tensor) -> Tensor:
+    return data.copy_(_hardsigmoid(data))
+
+
+_COMPOSED = {
+    torch.ops.aten.hardsigmoid.default: _hardsigmoid,
+    torch.ops.aten.hardsigmoid_.default: _hardsigmoid_in_place,
+}
 
 
 class _Output(Function):  # type: ignore[misc]  # torch leaves it untyped

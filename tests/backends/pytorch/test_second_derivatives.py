@@ -1,4 +1,4 @@
-"""The grouped convolutions of the Hessian probe are torch's own, with the derivatives that torch's own have."""
+"""Graphs of the Hessian probe can be differentiated twice, and what they compute is the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.autograd import grad, gradcheck, gradgradcheck  # noqa: E402
 
-from distune.backends.pytorch.grouped_convolution import convolution, with_cheap_second_derivatives  # noqa: E402
+from distune.backends.pytorch.second_derivatives import convolution, twice_differentiable  # noqa: E402
 from tests.backends.torch_models import backend  # noqa: E402
 
 CASES = {
@@ -21,7 +21,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_derivatives(case: str) -> None:
+def test_values_and_derivatives_of_a_grouped_convolution(case: str) -> None:
     shape, kernel, places = CASES[case]
     torch.manual_seed(0)
     data = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -44,7 +44,7 @@ def test_a_depthwise_layer_takes_one_kernel_a_derivative() -> None:
     image = torch.randn(2, 64, 9, 9)
     model = backend(net, image.numpy())._model
     products, kernels = [], []
-    for module in (model.fresh(), with_cheap_second_derivatives(model.fresh())):
+    for module in (model.fresh(), twice_differentiable(model.fresh())):
         weight = module.get_parameter("0.weight").requires_grad_(True)
         (gradient,) = grad(module(image).square().sum(), weight, create_graph=True)
         with torch.profiler.profile() as profile:
@@ -52,3 +52,23 @@ def test_a_depthwise_layer_takes_one_kernel_a_derivative() -> None:
         kernels.append(sum("mkldnn_convolution" in event.name for event in profile.events()))
     torch.testing.assert_close(products[1], products[0], rtol=1e-3, atol=1e-3)
     assert kernels[1] < 16 < 64 <= kernels[0]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_net_with_hardsigmoid_has_second_derivatives(in_place: bool) -> None:
+    """Squeeze-and-excite of MobileNetV3; torch has none of its own."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardsigmoid(inplace=in_place), nn.Conv2d(4, 2, 3))
+    image = 4 * torch.randn(2, 3, 9, 9)
+    module = twice_differentiable(backend(net, image.numpy())._model.fresh())
+    torch.testing.assert_close(module(image), net(image))
+    weight = module.get_parameter("0.weight").requires_grad_(True)
+    (gradient,) = grad(module(image).square().sum(), weight, create_graph=True)
+    (own,) = grad(net(image).square().sum(), net[0].weight)
+    torch.testing.assert_close(gradient, own)
+    (product,) = grad(gradient.square().sum() / 2, weight)  # H g, and by differences
+    with torch.no_grad():
+        step = 1e-3 / own.norm()
+        net[0].weight += step * own
+    (beside,) = grad(net(image).square().sum(), net[0].weight)
+    torch.testing.assert_close(product, (beside - own) / step, rtol=0.1, atol=0.02 * float(product.abs().max()))
