@@ -64,6 +64,20 @@ def test_nothing_inside_a_residual_network_runs_in_floating_point() -> None:
     assert not types.keys() & {"Conv", "ReduceMean", "Add", "Relu", "Gemm"}
 
 
+def test_a_short_cut_without_weights_is_one_convolution() -> None:
+    proto = shortcut_model()
+    types = executed(backend_of(proto, images()))
+    assert types["QLinearConv"] == 3
+    assert types["Slice"] == 0
+    assert types["Pad"] == 1  # a fourth colour
+    next(tensor for tensor in proto.graph.initializer if tensor.name == "end").CopyFrom(
+        numpy_helper.from_array(np.array([11]), "end")
+    )
+    types = executed(backend_of(proto, images()))  # not all of the image
+    assert types["QLinearConv"] == types["Pad"] == 2
+    assert types["Slice"] == 1
+
+
 @pytest.mark.parametrize("value", [None, [0.0], [1.0]])
 def test_only_padding_by_zeros_moves_into_a_convolution(value: list[float] | None) -> None:
     proto = shortcut_model(value)
@@ -100,7 +114,7 @@ def test_no_number_changes(proto: onnx.ModelProto, amx: bool, monkeypatch: pytes
     for chosen in (config, config.with_ops({"conv2": FP32, "relu2": FP32})):
         plain = backend._proto(chosen)
         fast = onnx.ModelProto.FromString(plain.SerializeToString())
-        use_fast_kernels(fast, amx)
+        use_fast_kernels(fast, prepare(proto).proto, amx)
         onnx.checker.check_model(fast)
         feed = images(seed=11)[0]
         expected = create_session(plain).run(None, feed)[0]
@@ -135,7 +149,7 @@ def test_only_large_weights_are_moved_and_only_for_amx() -> None:
     backend = backend_of(model(nodes, {"x": [4, 3, 12, 12]}, ["y"], constants), images())
     for amx in (True, False):
         proto = backend._proto(default_config(backend))
-        use_fast_kernels(proto, amx)
+        use_fast_kernels(proto, backend._model.proto, amx)
         assert not weight_of(proto, "small")[1].any()
         assert set(weight_of(proto, "large")[1].ravel()) == ({-1} if amx else {0})
 

@@ -210,7 +210,7 @@ class OnnxRuntimeBackend(Backend):
         graph = self._graph(config)
         ranges = self._ranges(graph, config)
         quantized = self._write(graph, config, ranges)
-        self._finish(quantized.proto, self._amx)
+        self._finish(quantized.proto, graph, self._amx)
         chosen = set(config.quantized_ops)
         weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
         warnings = (*quantized.warnings, *self._remarks(ranges, config))
@@ -234,7 +234,7 @@ class OnnxRuntimeBackend(Backend):
             return None
         if self._shared is None:
             shared = self._proto(base)
-            self._finish(shared, self._amx)
+            self._finish(shared, self._graph(base), self._amx)
             self._shared = SharedPrefix(shared, threads, samples, memory_limit)
         return Suffix(self._shared, proto) if self._shared.cuts else None
 
@@ -364,13 +364,14 @@ class OnnxRuntimeBackend(Backend):
             del quantized.proto.graph.value_info[:]
         return replace(quantized, warnings=(*quantized.warnings, *remarks))
 
-    def _finish(self, proto: onnx.ModelProto, amx: bool) -> None:
+    def _finish(self, proto: onnx.ModelProto, graph: GraphVariant, amx: bool) -> None:
         """Give a quantized model the form in which it runs and is stored, in place; it computes the same.
 
         Args:
+            graph: What it was made of.
             amx: The processor that it is for has AMX.
         """
-        use_fast_kernels(proto, amx)
+        use_fast_kernels(proto, graph.model.proto, amx)
         if self._as_qoperator:
             to_qoperator(proto)
 
@@ -427,7 +428,7 @@ class OnnxRuntimeBackend(Backend):
         weights = self._weights(config, weights or {})
         quantized = self._write(graph, config, ranges, reduce_range, weights, corrected)
         proto = quantized.proto
-        self._finish(proto, amx)
+        self._finish(proto, graph, amx)
         deploy: dict[str, Any] = {}
         if any(op.is_quantized for _, op in config.ops):
             kept = plan(graph.model, config).activations

@@ -1,6 +1,8 @@
 """Rewrites of a quantized graph that change no number and let ONNX Runtime take faster kernels.
 
 * A Pad between a DequantizeLinear and a QuantizeLinear of one scale pads integers, with their zero point.
+* The short cut of a residual network that takes every n-th pixel and adds channels of zeros is one convolution by a
+  weight of ones, where it was a Slice and a Pad (ResNet-20: 3%).
 * Input channels of a convolution are filled up to a multiple of 4, with zeros in the weight: the kernels for symmetric
   weights take 4 at a time, and a first layer of 3 colours runs on a generic one without this (ResNet-20: 5% of the
   whole at batch 1, MobileNetV1: 6%).
@@ -31,20 +33,26 @@ Measured with weights of 64 x 64 to 2048 x 512, 1 x 1, 3 x 3 and 5 x 5, images o
 _FEW_CHANNELS = 32
 """Input channels up to which 1 to 3 more cost less than the generic kernel."""
 
+_SHORT_CUT_CHANNELS = 64
+"""Input channels up to which multiplying by ones is faster than copying."""
+
 _PAD_OF_INTEGERS = 13
 """Opset since which Pad takes 8-bit integers and their zero point."""
 
 
-def use_fast_kernels(proto: onnx.ModelProto, amx: bool) -> None:
+def use_fast_kernels(proto: onnx.ModelProto, fp32: onnx.ModelProto, amx: bool) -> None:
     """Rewrite a quantized model in place.
 
     Args:
         proto: With Q/DQ pairs; its nodes have names.
+        fp32: What it was made of, with inferred shapes.
         amx: The processor that it is for has AMX, for 8-bit integers.
     """
     changed = False
     if next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0) >= _PAD_OF_INTEGERS:
-        changed = _pad_integers(proto)
+        if _pad_integers(proto):
+            changed = True
+            _join_short_cuts(proto, fp32)
         changed |= _fill_channels(proto)
     if amx:
         changed |= _multiply_tiles(proto)
@@ -69,6 +77,59 @@ def _pad_integers(proto: onnx.ModelProto) -> bool:
         target.output[0] = f"{target.output[0]}_unread"
         unread.update((*target.output, *source.output))
     return _remove_pairs(proto, unread)
+
+
+def _join_short_cuts(proto: onnx.ModelProto, fp32: onnx.ModelProto) -> None:
+    index = GraphIndex(proto)
+    dims = {value.name: value.type.tensor_type.shape.dim for value in fp32.graph.value_info}
+    replaced: dict[str, list[onnx.NodeProto]] = {}
+    for pad in proto.graph.node:
+        quantize = index.producer.get(pad.input[0]) if pad.op_type == "Pad" else None
+        if quantize is None or quantize.op_type != "QuantizeLinear" or index.only_consumer(pad.input[0]) is None:
+            continue
+        cut = index.producer.get(quantize.input[0])
+        source = index.producer.get(cut.input[0]) if cut is not None else None
+        if cut is None or source is None or source.op_type != "DequantizeLinear":
+            continue
+        steps = _pixel_steps(index, cut)
+        known = dims.get(cut.output[0], ())
+        channels = known[1].dim_value if len(known) == 4 else 0
+        added = [int(count) for count in values_of(index.initializers[pad.input[1]])]
+        if steps is None or not 0 < channels <= _SHORT_CUT_CHANNELS or any(added[i] for i in (0, 2, 3, 4, 6, 7)):
+            continue
+        if min(added) < 0 or index.only_consumer(cut.output[0]) is None or not _same_scale(index, source, quantize):
+            continue
+        if index.element_type.get(quantize.input[2]) != TensorProto.UINT8:
+            continue
+        ones = np.zeros((added[1] + channels + added[5], channels, 1, 1), np.int8)
+        ones[added[1] : added[1] + channels, :, 0, 0] = np.eye(channels, dtype=np.int8)
+        constants = (ones, np.ones(len(ones), np.float32), np.zeros(len(ones), np.int8))
+        inputs = [add_constant(proto, f"{pad.name}_ones", constant) for constant in constants]
+        weight = f"{pad.name}_weight"
+        replaced[cut.name] = [
+            helper.make_node("DequantizeLinear", inputs, [weight], f"{weight}_DequantizeLinear", axis=0),
+            helper.make_node("Conv", [source.output[0], weight], [cut.output[0]], f"{pad.name}_Conv", strides=steps),
+        ]
+        quantize.output[0] = pad.output[0]
+        replaced[pad.name] = []
+    if replaced:
+        nodes = [new for node in proto.graph.node for new in replaced.get(node.name, (node,))]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+
+
+def _pixel_steps(index: GraphIndex, node: onnx.NodeProto) -> list[int] | None:
+    """Which rows and columns a Slice takes, where it takes every n-th of all and does nothing else."""
+    if (
+        node.op_type != "Slice"
+        or len(node.input) != 5
+        or any(name not in index.initializers for name in node.input[1:])
+    ):
+        return None
+    starts, ends, axes, steps = (values_of(index.initializers[name]).tolist() for name in node.input[1:])
+    if sorted(axes) != [2, 3] or any(starts) or min(ends) < np.iinfo(np.int32).max or min(steps) < 1:
+        return None
+    return [int(step) for _, step in sorted(zip(axes, steps, strict=True))]
 
 
 def _fill_channels(proto: onnx.ModelProto) -> bool:
