@@ -6,6 +6,7 @@ integers add up to the same number in any order (floating-point sums do not). Me
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from distune.errors import TrialError
 
 _UNIT = 1 << 20
+_CHUNK = 1 << 16
+_ADDED_IN_FLOAT32 = 64
+_LONG = 256
 _SAFE_MAGNITUDE = 8192.0
 """Values are clipped to this before they are counted: what is larger is a mask constant and could overflow sums."""
 
@@ -38,17 +42,18 @@ class ChannelStatistics:
     @classmethod
     def of(cls, values: NDArray[Any], axis: int) -> ChannelStatistics:
         """Of one batch; what is not finite counts as zero, magnitudes are cut at 8192."""
-        rows = np.moveaxis(np.asarray(values, np.float32), axis, -1).reshape(-1, values.shape[axis])
-        if not rows.size:
-            none = np.zeros(rows.shape[1], np.int64)
+        axis %= values.ndim
+        shape = (math.prod(values.shape[:axis]), values.shape[axis], math.prod(values.shape[axis + 1 :]))
+        blocks = np.asarray(values, np.float32).reshape(shape)
+        if not blocks.size:
+            none = np.zeros(shape[1], np.int64)
             return cls(none.astype(np.float32), none.astype(np.float32), none, none.copy(), 0)
-        low, high = rows.min(0), rows.max(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, high, sums, squares = _reduced(blocks)
         if not (float(low.min()) > -_SAFE_MAGNITUDE and float(high.max()) < _SAFE_MAGNITUDE):  # False where NaN
-            limited = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
-            rows = np.clip(limited, -_SAFE_MAGNITUDE, _SAFE_MAGNITUDE)
-            low, high = rows.min(0), rows.max(0)
-        squares = np.square(rows).sum(0, dtype=np.float64)
-        return cls(low, high, _fixed(rows.sum(0, dtype=np.float64)), _fixed(squares), len(rows))
+            limited = np.nan_to_num(blocks, nan=0.0, posinf=0.0, neginf=0.0)
+            low, high, sums, squares = _reduced(np.clip(limited, -_SAFE_MAGNITUDE, _SAFE_MAGNITUDE))
+        return cls(low, high, _fixed(sums), _fixed(squares), shape[0] * shape[2])
 
     def merge(self, name: str, other: ChannelStatistics) -> None:
         """Add what another batch or shard saw.
@@ -96,6 +101,28 @@ class ChannelStatistics:
 def channel_key(tensor: str, axis: int) -> str:
     """The name under which the statistics of ``tensor`` along ``axis`` are kept."""
     return f"{axis}:{tensor}"
+
+
+def _reduced(
+    blocks: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+    """Minima, maxima, sums and sums of squares [channels] of values [before, channels, after].
+
+    As many at a time as the processor's cache holds, along a long axis first: a few of them are added up in float32,
+    all of them in float64.
+    """
+    before, channels, after = blocks.shape
+    step = min(max(1, _CHUNK // (channels * after)), _ADDED_IN_FLOAT32)
+    low, high = np.full(channels, np.inf, np.float32), np.full(channels, -np.inf, np.float32)
+    sums, squares = np.zeros(channels), np.zeros(channels)
+    first, then, product = (2, 0, "nch,nch->nc") if after >= _LONG else (0, 1, "nch,nch->ch")
+    for start in range(0, before, step):
+        chunk = blocks[start : start + step]
+        np.minimum(low, chunk.min(first).min(then), out=low)
+        np.maximum(high, chunk.max(first).max(then), out=high)
+        sums += chunk.sum(first).sum(then, dtype=np.float64)
+        squares += np.einsum(product, chunk, chunk).sum(then, dtype=np.float64)
+    return low, high, sums, squares
 
 
 def _fixed(sums: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ from distune.backends.channel_statistics import ChannelStatistics
 from distune.backends.second_moments import SecondMoments
 from distune.errors import TrialError
 
-STATISTICS_VERSION = 3
+STATISTICS_VERSION = 4
 """Changes with what the statistics hold, so that nobody reads older ones."""
 
 BINS_LOG2 = 12
@@ -75,24 +75,17 @@ class Histogram:
     exponent: int = _MIN_EXPONENT
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * _BINS, np.int64))
 
-    def add(self, values: NDArray[np.floating[Any]]) -> None:
-        """Count finite ``values`` (any shape)."""
+    def add(self, values: NDArray[np.floating[Any]], low: float, high: float) -> None:
+        """Count finite ``values`` [n], of which ``low`` is the smallest and ``high`` the largest."""
         if values.size == 0:
             return
-        self._widen(_exponent_for(max(abs(float(values.min())), abs(float(values.max())))))
-        flat = values.ravel()
+        self._widen(_exponent_for(max(abs(low), abs(high))))
         # Scaling by a power of two is exact: up in float32 too, down only where subnormal values have room.
-        dtype = np.dtype(np.float32 if flat.dtype == np.float32 and self.exponent <= 0 else np.float64)
-        scale = dtype.type(2.0**-self.exponent)
-        scaled, index = np.empty(min(flat.size, _CHUNK), dtype), np.empty(min(flat.size, _CHUNK), np.int64)
-        for start in range(0, flat.size, _CHUNK):
-            chunk = flat[start : start + _CHUNK]
-            scaled, index = scaled[: chunk.size], index[: chunk.size]
-            np.multiply(chunk, scale, out=scaled)
-            np.floor(scaled, out=scaled)
-            np.add(scaled, _BINS, out=scaled)
-            np.copyto(index, scaled, casting="unsafe")
-            self.counts += np.bincount(index, minlength=2 * _BINS)
+        dtype = np.dtype(np.float32 if values.dtype == np.float32 and self.exponent <= 0 else np.float64)
+        scaled = np.multiply(values, dtype.type(2.0**-self.exponent), dtype=dtype)
+        np.floor(scaled, out=scaled)
+        np.add(scaled, _BINS, out=scaled)
+        self.counts += np.bincount(scaled.astype(np.int64), minlength=2 * _BINS)
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of ``other``, exactly."""
@@ -135,18 +128,27 @@ class TensorStatistics:
     def add(self, batch: int, values: NDArray[Any]) -> None:
         """Count one batch of the tensor."""
         flat = np.asarray(values, dtype=np.float32).ravel()
-        low, high = (float(flat.min()), float(flat.max())) if flat.size else (math.inf, -math.inf)
+        low, high, large_low, large_high = math.inf, -math.inf, math.inf, -math.inf
+        for start in range(0, flat.size, _CHUNK):  # as many values as the processor's cache holds are read once
+            bounds = self._count(flat[start : start + _CHUNK])
+            low, high = min(low, bounds[0]), max(high, bounds[1])
+            large_low, large_high = min(large_low, bounds[2]), max(large_high, bounds[3])
+        self.batches[batch] = (low, high, large_low, large_high)
+
+    def _count(self, values: NDArray[np.float32]) -> tuple[float, float, float, float]:
+        """Count values; returns what ``batches`` holds, of them."""
+        low, high = float(values.min()), float(values.max())
         if low > -MASK_MAGNITUDE and high < MASK_MAGNITUDE:  # False where NaN: the usual case takes no masks
-            self.ordinary.add(flat)
-            self.batches[batch] = (low, high, math.inf, -math.inf)
-            return
-        finite = flat[np.isfinite(flat)]
-        self.nonfinite += int(flat.size - finite.size)
+            self.ordinary.add(values, low, high)
+            return low, high, math.inf, -math.inf
+        finite = values[np.isfinite(values)]
+        self.nonfinite += int(values.size - finite.size)
         is_large = np.abs(finite) >= MASK_MAGNITUDE
         ordinary, large = finite[~is_large], finite[is_large]
-        self.ordinary.add(ordinary)
-        self.large.add(large)
-        self.batches[batch] = (*_min_max(ordinary), *_min_max(large))
+        bounds = (*_min_max(ordinary), *_min_max(large))
+        self.ordinary.add(ordinary, *bounds[:2])
+        self.large.add(large, *bounds[2:])
+        return bounds
 
     def merge(self, name: str, other: TensorStatistics) -> None:
         """Add what another shard saw.

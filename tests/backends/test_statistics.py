@@ -56,7 +56,7 @@ def test_every_value_is_in_the_bin_that_exact_arithmetic_gives_it(largest: float
     tiny = np.array([-1e-45, 1e-45, -1e-38, -0.0, 0.0], np.float32)
     values = np.concatenate([values, edges, tiny[np.abs(tiny) <= np.abs(values).max()]])
     histogram = Histogram()
-    histogram.add(values)
+    histogram.add(values, float(values.min()), float(values.max()))
     exact = Counter(int(Fraction(float(value)) // Fraction(2) ** histogram.exponent) for value in values)
     found = {int(place) - 4096: int(histogram.counts[place]) for place in np.flatnonzero(histogram.counts)}
     assert found == exact

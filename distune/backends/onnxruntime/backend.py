@@ -15,7 +15,7 @@ import onnx
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
 
 from distune.backends.base import Backend, ExportedModel, Feed, InputInfo, ModelFacts, Outputs, RunnableModel
-from distune.backends.onnxruntime.calibration import calibrated_tensors, collect
+from distune.backends.onnxruntime.calibration import calibrated_tensors, collect, measured_at
 from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.cpu import has_amx, needs_reduce_range
 from distune.backends.onnxruntime.diagnosis import diagnose
@@ -391,9 +391,12 @@ class OnnxRuntimeBackend(Backend):
         if not planned.activations:
             return {}
         statistics = self._statistics_of(config)
-        sources = {name: planned.shared.get(name, name) for name in planned.activations}
-        algorithms = {name: tensor.algorithm for name, tensor in planned.activations.items()}
-        return {name: statistics.range(source, algorithms[source]) for name, source in sources.items()}
+        found = {}
+        for name in planned.activations:
+            source = planned.shared.get(name, name)
+            measured = measured_at(graph.model.index, source)
+            found[name] = statistics.range(measured, planned.activations[source].algorithm)
+        return found
 
     def _statistics_of(self, config: TuningConfig) -> CalibrationStatistics:
         return self._statistics_under(self.variant(config), config.sampling_size)

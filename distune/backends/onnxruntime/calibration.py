@@ -1,7 +1,8 @@
 """One sweep over calibration batches through the fp32 graph.
 
-Only statistics are kept. Memory is bounded by the activations of one batch, all of them alive at once (choose the
-calibration batch size accordingly), plus what ``backends.statistics`` states.
+Only statistics are kept, and of one tensor where several have the same range (see ``measured_at``). Memory is bounded
+by the activations of one batch, all of them alive at once (choose the calibration batch size accordingly), plus what
+``backends.statistics`` states.
 """
 
 from __future__ import annotations
@@ -14,22 +15,44 @@ from numpy.typing import NDArray
 
 from distune.backends.base import Feed
 from distune.backends.onnxruntime.capability import activation_inputs, activation_outputs
+from distune.backends.onnxruntime.graph import GraphIndex
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.session import create_session
 from distune.backends.recipes.variants import LayerCollector
 from distune.backends.statistics import CalibrationStatistics
 from distune.space.capability import Capability
 
+_SAME_VALUES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_CUTS_OFF = frozenset({"Clip", "Relu"})
+
 
 def calibrated_tensors(model: PreparedModel, capability: Capability) -> tuple[str, ...]:
-    """The activations that some op that can be static reads or writes, in graph order."""
+    """What is measured for the activations that some op that can be static reads or writes, in graph order."""
     names: dict[str, None] = {}
     for op in capability.ops:
         if all(option.mode != "static" for option in op.options):
             continue
         node = model.index.nodes[op.name]
-        names.update(dict.fromkeys((*activation_inputs(model.index, node), *activation_outputs(model.index, node))))
+        activations = (*activation_inputs(model.index, node), *activation_outputs(model.index, node))
+        names.update(dict.fromkeys(measured_at(model.index, name) for name in activations))
     return tuple(names)
+
+
+def measured_at(index: GraphIndex, tensor: str) -> str:
+    """The tensor whose statistics give the range of ``tensor``.
+
+    A tensor that only ``Relu`` or ``Clip`` reads has their output's: what they cut off needs no integers of its own.
+    One that other values were only moved into has theirs.
+    """
+    reader = index.only_consumer(tensor)
+    while reader is not None and reader.op_type in _CUTS_OFF and reader.input[0] == tensor:
+        tensor = reader.output[0]
+        reader = index.only_consumer(tensor)
+    maker = index.producer.get(tensor)
+    while maker is not None and maker.op_type in _SAME_VALUES and index.is_float(maker.input[0]):
+        tensor = maker.input[0]
+        maker = index.producer.get(tensor)
+    return tensor
 
 
 def with_outputs(proto: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
