@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -18,7 +17,7 @@ from distune.backends.recipes.variants import LayerCollector, rewrites, variant_
 from distune.backends.sensitivity import op_sensitivity
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import GroupedWeight
-from distune.backends.weight_only.kept import restored, saved
+from distune.backends.weight_only.kept import restored
 from distune.config.job import TuningJob
 from distune.data.batch import Inputs
 from distune.data.loader import open_dataloader
@@ -35,11 +34,11 @@ from distune.backends.pytorch.calibration import calibrated_tensors, collect  # 
 from distune.backends.pytorch.capability import inspect  # noqa: E402
 from distune.backends.pytorch.compiled import CompiledModels, require_compiler  # noqa: E402
 from distune.backends.pytorch.convert import converted, with_float_weights  # noqa: E402
+from distune.backends.pytorch.files import written  # noqa: E402
 from distune.backends.pytorch.hessian import LOSS, hessian_scores, resolve_loss  # noqa: E402
 from distune.backends.pytorch.lowering import execution  # noqa: E402
 from distune.backends.pytorch.model import load_module  # noqa: E402
 from distune.backends.pytorch.probes import last_nodes, op_mse  # noqa: E402
-from distune.backends.pytorch.program import described_inputs, saved_program  # noqa: E402
 from distune.backends.pytorch.quantizer import Range, WeightScales, needed_ranges  # noqa: E402
 from distune.backends.pytorch.recipes.correction import correct, restore  # noqa: E402
 from distune.backends.pytorch.recipes.layers import layers  # noqa: E402
@@ -50,7 +49,7 @@ from distune.backends.pytorch.recipes.variants import (  # noqa: E402
     rewritten,
 )
 from distune.backends.pytorch.runnable import DeployedModel, GraphModel, state_bytes  # noqa: E402
-from distune.backends.pytorch.submodules import described_parts, exported  # noqa: E402
+from distune.backends.pytorch.submodules import exported  # noqa: E402
 from distune.backends.pytorch.weight_only import (  # noqa: E402
     WEIGHT_ONLY_RECIPES,
     WeightOnlyWriter,
@@ -335,21 +334,8 @@ class PyTorchBackend(Backend):
         corrected: Mapping[str, str] | None = None,
     ) -> ExportedModel:
         module, _, done = self._quantized(variant, config, ranges, weights, reduce_range, corrected)
-        deploy: dict[str, Any] = {"example_inputs": described_inputs(self._model)}
-        if self._model.partition is not None:
-            deploy["parts"] = described_parts(self._model.partition)
-        if config.quantized_ops:
-            deploy["ranges"] = {name: list(each) for name, each in ranges.items()}
-            deploy["reduce_range"] = reduce_range
-        if variant.saved:
-            deploy["graph"] = dict(variant.saved)
-        if constants := dict(corrected or done.to_plain()):
-            deploy["corrected"] = constants
-        if texts := saved(weights, config.by_name):
-            deploy["weights"] = texts
-        state = io.BytesIO()
-        torch.save({name: tensor.detach() for name, tensor in module.state_dict().items()}, state)
-        return ExportedModel({"model.pt2": saved_program(module, self._model), "state.pt": state.getvalue()}, deploy)
+        constants = corrected or done.to_plain()
+        return written(module, self._model, variant, config, ranges, weights, reduce_range, constants)
 
 
 def _check_device(device: str) -> None:
