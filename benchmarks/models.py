@@ -305,11 +305,15 @@ def _rtn(source: str, target: Path) -> None:
 
 def integer_ops(path: Path) -> int:
     """Nodes of the optimised graph that compute on integers with integer weights, whichever quantizer named them."""
+    from onnx import numpy_helper
+
     from distune.backends.onnxruntime.execution import computes_on_integers
     from distune.backends.onnxruntime.session import optimized_graph
 
     graph = optimized_graph(path.read_bytes()).graph
-    weights = {tensor.name for tensor in graph.initializer if _is_integer(tensor) and len(tensor.dims) > 1}
+    constants = [tensor for tensor in graph.initializer if _is_integer(tensor) and len(tensor.dims) > 1]
+    # Zeros and ones only pick values: a short cut that runs as a convolution has no weight of the model.
+    weights = {tensor.name for tensor in constants if not {*numpy_helper.to_array(tensor).flat} <= {0, 1}}
     return sum(
         (node.op_type == "Gather" or computes_on_integers(node)) and not weights.isdisjoint(node.input)
         for node in graph.node
