@@ -82,6 +82,9 @@ class RunnableModel(ABC):
         """As ``predict``. The same key always comes with the same feed, so that what was made of it may be kept."""
         return self.predict(feed)
 
+    def prepare(self, batches: Iterable[tuple[Hashable, Feed]]) -> None:
+        """The batches that ``predict_batch`` will surely be given, with their keys: what they need may be made now."""
+
     def timed(self, feed: Feed) -> Callable[[], object]:
         """A closure that runs ``feed`` once with as little of Python around it as possible, for latency."""
         return lambda: self.predict(feed)

@@ -317,7 +317,7 @@ class TuningJob:
         early_verdict: A trial may end as soon as the samples left cannot change its verdict; needs a metric with a
             per-sample form. Decisions are the same without.
         ranking: Whether ops are ranked by trials on the complete evaluation set, or on its decisive samples.
-        shared_prefix_bytes: What a worker may keep of what trials that change one op each compute alike; 0 turns it
+        shared_prefix_bytes: What a node may keep of what trials that change one op each compute alike; 0 turns it
             off. Decisions are the same without.
         search: How the shortest growing prefix of accumulated fallback is found: by sections, or one by one.
         search_width: Prefixes that a round of the search by sections asks.

@@ -24,7 +24,7 @@ key                              meaning
                                  samples left cannot change its verdict: the decisions are the same.
 ``tuning.ranking``               ``full`` (default) ranks the ops on all samples, ``decisive`` on the at most 20% of
                                  them that flip first; what is accepted is judged on all either way.
-``tuning.shared_prefix``         MiB (512) that a worker may keep of what the trials of a stage that changes one op at
+``tuning.shared_prefix``         MiB (512) that a node may keep of what the trials of a stage that changes one op at
                                  a time compute alike: each then runs from the last cut before its op. 0 turns it off;
                                  the decisions are the same.
 ``tuning.search``                ``section`` (default) finds the shortest prefix of accumulated fallback by sections of

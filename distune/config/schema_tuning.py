@@ -249,7 +249,7 @@ class Tuning(Section):
     shared_prefix: Number = Field(
         512.0,
         ge=0,
-        description="MiB that a worker may keep of what trials that change one op each compute alike; 0: none.",
+        description="MiB that a node may keep of what trials that change one op each compute alike; 0: none.",
     )
     search: Literal["section", "linear"] = Field(
         "section", description="How accumulated fallback finds its shortest prefix: by sections, or one by one."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -231,6 +231,7 @@ class Evaluator:
         order = None if own_batches else self._order
         run, demand = self._begin(model, order, watch), demand or Demand()
         if order is None:
+            self._prepare(run, self._batches)
             for batch in self._batches:
                 self._step(run, batch)
             return self._complete(run, demand, start)
@@ -241,6 +242,8 @@ class Evaluator:
         decisive = range(*order.decisive)
         graded = DecisiveScore(self._forms, order, self._combined, self._directions[self._forms[0].name])
         first = decisive if demand.accuracy == "ranking" else range(0)
+        sure = first or range(len(self._batches.sizes) if demand.accuracy == "exact" else 0)
+        self._prepare(run, self._batches.ordered(order.rows, sure))
         for batch in self._batches.ordered(order.rows, first):
             self._step(run, batch)
             bounds.take(self._outcomes(run))
@@ -279,6 +282,12 @@ class Evaluator:
         for metric in self._metrics.values():
             metric.reset()
         return _Pass(model, b"" if order is None else order.parts, watch)
+
+    def _prepare(self, run: _Pass, batches: Iterable[Prepared]) -> None:
+        """Announce batches that will be run whatever comes out."""
+        before = time.perf_counter()
+        run.model.prepare(((run.partition, batch.index), batch.feed) for batch in batches)
+        run.inference_s += time.perf_counter() - before
 
     def _step(self, run: _Pass, batch: Prepared) -> None:
         """Run one batch and give it to the metrics."""

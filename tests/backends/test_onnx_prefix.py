@@ -11,10 +11,11 @@ import pytest
 from onnx import helper
 
 from distune.backends.base import Feed
+from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.cuts import Cut, computed_alike, find_cuts, spread, worth_most
 from distune.backends.onnxruntime.prefix import SharedPrefix, Suffix, Tensors
 from distune.space.op_config import FP32, TuningConfig
-from tests.backends.onnx_models import OnnxRuntimeBackend, backend_of, default_config, model
+from tests.backends.onnx_models import backend_of, default_config, model
 
 LIMIT = 1 << 24
 

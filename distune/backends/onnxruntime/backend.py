@@ -99,6 +99,10 @@ class OnnxRuntimeModel(RunnableModel):
     def predict_batch(self, key: Hashable, feed: Feed) -> Outputs:
         return self.predict(feed) if self._suffix is None else self._suffix.predict(key, feed, self.predict)
 
+    def prepare(self, batches: Iterable[tuple[Hashable, Feed]]) -> None:
+        if self._suffix is not None:
+            self._suffix.fill(batches)
+
     def timed(self, feed: Feed) -> Callable[[], object]:
         self._settle()
         binding = self._session.io_binding()

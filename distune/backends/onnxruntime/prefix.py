@@ -8,13 +8,15 @@ a model runs from the last cut before its change. No number is different for it:
 * a model takes from a cut only if it computes that tensor by the same nodes and constants as the base;
 * and only after it has run a batch as a whole and from the cut, with the same bits in every output.
 
-Else it runs as a whole, as it does for batches that there was no room to keep.
+Else it runs as a whole, as it does for batches that there was no room to keep. The ranks of a node compute and keep the
+tensors together (see ``prefix_store``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import onnx
@@ -30,7 +32,10 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from distune.backends.base import Feed, Outputs
 from distune.backends.onnxruntime.cuts import Cut, computed_alike, find_cuts, part, spread, value_of, worth_most
+from distune.backends.onnxruntime.node_folder import prefix_folder
+from distune.backends.onnxruntime.prefix_store import PrefixStore, batch_name
 from distune.backends.onnxruntime.session import create_session
+from distune.errors import TrialError
 
 _REFUSALS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
 
@@ -50,17 +55,31 @@ class SharedPrefix:
         base: The quantized model that the others differ from.
         threads: Intra-op threads.
         samples: How many there are to keep tensors of.
-        memory_limit: Bytes that they may take.
+        memory_limit: Bytes that they may take on this node.
+
+    Raises:
+        TrialError: The folder for them cannot be written.
     """
 
     def __init__(self, base: onnx.ModelProto, threads: int, samples: int, memory_limit: int) -> None:
         self.base = base
         self.threads = threads
         self._samples = samples
-        self._left = memory_limit
+        self._limit = memory_limit
         self._cuts = find_cuts(base)
         self._session: ort.InferenceSession | None = None
+        self._names: dict[Hashable, str] = {}
         self._kept: dict[Hashable, Tensors] = {}
+        self._has_room, self._is_begun, self._is_filled = True, False, False
+        identity = hashlib.sha256(f"{threads}:{samples}:{ort.__version__}:".encode())
+        identity.update(base.SerializeToString(deterministic=True))
+        try:
+            self._store = PrefixStore(identity.hexdigest()[:32], memory_limit)
+        except OSError as error:
+            raise TrialError(
+                f"cannot keep what trials share in {prefix_folder()} ({error.strerror or error}): make room, "
+                "set TMPDIR to a folder with room, or tuning.shared_prefix: 0"
+            ) from error
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
@@ -75,16 +94,12 @@ class SharedPrefix:
     def clear(self) -> None:
         """Forget everything: models that are still there run as a whole from now on."""
         self._kept.clear()
-        self._cuts, self._session, self._left = [], None, 0
+        self._cuts, self._session, self._has_room = [], None, False
+        self._store.close()
 
     def last_cut(self, model: onnx.ModelProto, feed: Feed) -> Cut | None:
         """Where ``model`` can be cut last; ``None`` where it computes nothing at any cut as the base does."""
-        if self._session is None and self._cuts:
-            tried, self._cuts = spread(self._cuts, _TRIED), []
-            try:
-                self._prepare(tried, feed)
-            except _REFUSALS:  # such as a batch of a size that a Reshape inside has fixed
-                return None
+        self._begin(feed)
         alike = computed_alike(self.base, model, {cut.tensor for cut in self._cuts})
         return next((cut for cut in reversed(self._cuts) if cut.tensor in alike), None)
 
@@ -92,25 +107,55 @@ class SharedPrefix:
         """Never use ``cut`` again: a model gave other numbers from there."""
         self._cuts = [other for other in self._cuts if other != cut]
 
+    def fill(self, batches: Iterable[tuple[Hashable, Feed]]) -> None:
+        """Have the base's tensors for those batches, once; the ranks of a node that do so at once share the work."""
+        if self._is_filled:
+            return
+        self._is_filled = True
+        for key, feed in batches:
+            self._begin(feed)
+            if not self._cuts or not self._has_room:
+                return
+            self.tensors(key, feed)
+
     def tensors(self, key: Hashable, feed: Feed) -> Tensors | None:
-        """The base's tensors at the cuts for the batch of that key; ``None`` where there is no room for them."""
+        """The base's tensors at the cuts for the batch of that key.
+
+        ``None`` where there is no room for them, and while another rank computes them.
+        """
+        if self._session is None:
+            return None
         if key not in self._kept:
-            if self._session is None or self._left <= 0:
+            name = self._names.setdefault(key, batch_name(feed))
+            found = self._store.read(name, [output.name for output in self._session.get_outputs()])
+            if found is None and self._has_room and self._store.claim(name):
+                found = _run(self._session, feed)
+                self._has_room = self._store.write(name, found)
+                found = found if self._has_room else None
+            if found is None:
                 return None
-            found = _run(self._session, feed)
-            size = sum(array.nbytes for array in found.values())
-            if size > self._left:
-                self._left = 0
-                return None
-            self._left -= size
             self._kept[key] = found
         return self._kept[key]
 
-    def _prepare(self, tried: list[Cut], feed: Feed) -> None:
-        """Choose the cuts that are worth their memory: by a few rows, which tell sizes and what is saved."""
+    def _begin(self, feed: Feed) -> None:
+        """Choose the cuts, or take those that another rank of the node has chosen."""
+        if self._is_begun:
+            return
+        self._is_begun = True
+        tried, self._cuts = spread(self._cuts, _TRIED), []
+        try:
+            names = self._store.agree(lambda: [cut.tensor for cut in self._worth_keeping(tried, feed)])
+            chosen = [cut for cut in tried if cut.tensor in names]
+            self._session = self._up_to(chosen)
+        except _REFUSALS:  # such as a batch of a size that a Reshape inside has fixed
+            return
+        self._cuts = [] if self._session is None else chosen
+
+    def _worth_keeping(self, tried: list[Cut], feed: Feed) -> list[Cut]:
+        """The cuts that are worth their memory: by a few rows, which tell sizes and what is saved."""
         up_to_all, whole = self._up_to(tried), session_of(self.base, self.threads)
         if up_to_all is None or whole is None:
-            return
+            return []
         few = _first_rows(self.base, feed)
         found = _run(up_to_all, few)
         rows = len(next(iter(few.values())))
@@ -121,9 +166,7 @@ class SharedPrefix:
             if rest is not None:
                 costs[cut.tensor] = _seconds(rest, {cut.tensor: found[cut.tensor]})
         usable = [cut for cut in tried if cut.tensor in costs]
-        chosen = worth_most(usable, sizes, costs, _seconds(whole, few), self._left)
-        self._session = self._up_to(chosen)
-        self._cuts = [] if self._session is None else chosen
+        return worth_most(usable, sizes, costs, _seconds(whole, few), self._limit)
 
     def _up_to(self, cuts: list[Cut]) -> ort.InferenceSession | None:
         model = part(self.base, list(self.base.graph.input), [value_of(cut) for cut in cuts]) if cuts else None
@@ -147,6 +190,10 @@ class Suffix:
     def cut(self) -> Cut | None:
         """Where the model is cut, once that was found and proved."""
         return None if self._proved is None else self._proved[0]
+
+    def fill(self, batches: Iterable[tuple[Hashable, Feed]]) -> None:
+        """Have what the base leaves at the cuts for all these batches."""
+        self._shared.fill(batches)
 
     def predict(self, key: Hashable, feed: Feed, whole: Callable[[Feed], Outputs]) -> Outputs:
         """The model's outputs for the batch of that key.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from distune.backends.onnxruntime.node_folder import locked_folder
 from distune.errors import ModelError
 
 SUFFIX = ".weights"
@@ -65,7 +65,7 @@ def opened(name: str, write: Callable[[BinaryIO], None]) -> WeightFile:
     if name in open_files:
         return open_files[name]
     try:
-        with _locked_folder() as folder:
+        with locked_folder(folder_path()) as folder:
             _remove_abandoned(folder)
             path = folder / name
             if not path.exists():
@@ -114,7 +114,7 @@ def release(names: Sequence[str]) -> None:
 def _close_unused() -> None:
     """Close files that nothing refers to, and remove those that no other process has open."""
     while unused := [name for name, file in open_files.items() if not file.users and is_ours(name)]:
-        with _locked_folder() as folder:
+        with locked_folder(folder_path()) as folder:
             for name in unused:
                 file = open_files.pop(name)
                 _remove_unless_used(file.path, file.descriptor)
@@ -140,22 +140,3 @@ def _remove_unless_used(path: Path, descriptor: int) -> None:
     except BlockingIOError:
         return
     path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked_folder() -> Iterator[Path]:
-    """The folder, made where it is missing; no other process opens, writes or removes files in it meanwhile."""
-    folder = folder_path()
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise ModelError(f"{folder} belongs to somebody else; remove it or set TMPDIR to a folder of your own")
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if folder.exists() and folder.stat().st_ino == status.st_ino:  # not removed while we waited
-                yield folder
-                return
-        finally:
-            os.close(descriptor)

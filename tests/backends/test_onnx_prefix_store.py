@@ -1,0 +1,113 @@
+"""Tensors that the ranks of a node compute once: who computes what, what is read, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distune.backends.onnxruntime.node_folder import prefix_folder, remove_unused
+from distune.backends.onnxruntime.prefix import SharedPrefix
+from distune.backends.onnxruntime.prefix_store import PrefixStore, batch_name
+from tests.backends.onnx_models import backend_of, default_config
+from tests.backends.test_onnx_prefix import batches, one_at_a_time, residual_network
+
+LIMIT = 1 << 20
+TENSORS = {"a": np.arange(12, dtype=np.int8).reshape(3, 4), "b": np.ones((2,), np.uint8)}
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def test_a_batch_is_for_one_rank_to_compute_and_for_all_to_read() -> None:
+    mine, other = PrefixStore("x", LIMIT), PrefixStore("x", LIMIT)
+    assert mine.claim("0")
+    assert not other.claim("0")
+    assert other.read("0", list(TENSORS)) is None, "begun, but not there yet"
+    assert mine.write("0", TENSORS)
+    found = other.read("0", list(TENSORS))
+    assert found is not None
+    assert {name: array.tolist() for name, array in found.items()} == {k: v.tolist() for k, v in TENSORS.items()}
+    mine.close()
+    other.close()
+    assert not prefix_folder().exists(), "the last one clears up"
+    assert found["a"].tolist() == TENSORS["a"].tolist(), "what was read stays"
+
+
+def test_the_ranks_of_a_node_share_one_limit() -> None:
+    mine, other = PrefixStore("x", 400), PrefixStore("x", 400)
+    assert mine.write("0", {"a": np.zeros(150, np.uint8)})
+    assert not other.write("1", {"a": np.zeros(150, np.uint8)})
+    assert other.read("1", ["a"]) is None
+
+
+def test_one_rank_chooses_for_all() -> None:
+    chosen = []
+
+    def choose(store: PrefixStore, name: str) -> None:
+        chosen.append(store.agree(lambda: [name]))
+
+    stores = [PrefixStore("x", LIMIT) for _ in range(4)]
+    threads = [threading.Thread(target=choose, args=(store, str(at))) for at, store in enumerate(stores)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(chosen) == 4
+    assert len(set(chosen)) == 1
+
+
+def test_what_a_killed_rank_leaves_is_removed_by_who_killed_it() -> None:
+    code = (
+        "import os, tempfile; tempfile.tempdir = os.environ['FOLDER']\n"
+        "from distune.backends.onnxruntime.prefix_store import PrefixStore\n"
+        "store = PrefixStore('x', 100); print('ready', flush=True); input()"
+    )
+    environment = {**os.environ, "FOLDER": str(tempfile.tempdir)}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, env=environment)
+    assert process.stdout is not None
+    process.stdout.readline()
+    remove_unused(prefix_folder())
+    assert list(prefix_folder().iterdir()), "still in use"
+    process.kill()
+    process.communicate()
+    remove_unused(prefix_folder())
+    assert not prefix_folder().exists()
+
+
+def test_batches_are_told_apart_by_their_data() -> None:
+    feed: dict[str, np.ndarray] = {"x": np.arange(6, dtype=np.float32), "mask": np.ones(2, np.int64)}
+    assert batch_name(feed) == batch_name(dict(reversed(feed.items())))
+    others = [{**feed, "x": feed["x"].reshape(2, 3)}, {**feed, "x": feed["x"] + 1}, {"x": feed["x"]}]
+    assert len({batch_name(each) for each in (feed, *others)}) == 4
+
+
+def test_two_ranks_fill_the_store_together_and_give_the_bits_of_the_whole_model() -> None:
+    backend = backend_of(residual_network(3), batches(103, size=4))
+    base, feeds = default_config(backend), batches(3, count=6)
+    candidate = one_at_a_time(backend, base)[0]
+    expected = [backend.load(candidate).predict(feed)[0].tobytes() for feed in feeds]
+    ranks = [backend_of(residual_network(3), batches(103, size=4)) for _ in range(2)]
+    for rank in ranks:
+        rank.share(base, samples=72, memory_limit=1 << 24)
+    models = [rank.load(candidate) for rank in ranks]
+    models[0].prepare(list(enumerate(feeds))[:4])
+    models[1].prepare(enumerate(feeds))
+    for rank, loaded in zip(ranks, models, strict=True):
+        assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == expected
+        assert isinstance(rank._shared, SharedPrefix)
+        assert len(rank._shared._kept) == len(feeds), "what the one has computed the other reads"
+    begun = list(prefix_folder().glob("*/*.begun"))
+    assert len(begun) == len(feeds), "each batch once"
+    for rank in ranks:
+        rank.share(None)
+    assert not prefix_folder().exists()
