@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from host import host
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def main() -> int:
     for case in cases:
         print(_table(case))
     if arguments.json:
-        found = {"host": _host(), "tolerance": TOLERANCE, "cases": [asdict(case) for case in cases]}
+        found = {"host": host(), "tolerance": TOLERANCE, "cases": [asdict(case) for case in cases]}
         Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
     return 1 if any(case.wrong for case in cases) else 0
 
@@ -323,10 +322,6 @@ def _table(case: Case) -> str:
             f"best group {'in front' if rank.best_is_best else 'NOT in front'}"
         )
     return "\n".join(lines)
-
-
-def _host() -> dict[str, Any]:
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

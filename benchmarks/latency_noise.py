@@ -24,8 +24,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from host import host
 
 from distune.distributed.child import ChildWorker
 from distune.distributed.worker import wait_for
@@ -208,7 +211,7 @@ def main() -> int:
     os.sched_setaffinity(0, cores[:1])  # ranks are pinned as well
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = "1"
-    load = os.getloadavg()[0]
+    machine = {**host(), "onnxruntime": version("onnxruntime")}  # before the load of our own
     models = Models(given.config.resolve(), given.keep)
     found: dict[str, list[Measured]] = {name: [] for name in SITUATIONS}
     slices: list[PairedLatency] = []
@@ -230,7 +233,7 @@ def main() -> int:
         figures = {
             "benchmark": "latency_noise",
             "config": given.config.name,
-            "host": _host(load),
+            "host": machine,
             "neighbours": len(others),
             "repeats": given.repeats,
             "budget_s": given.seconds,
@@ -330,22 +333,6 @@ def _table(
             f"{row.close:>9.0%}{rest}"
         )
     return "\n".join([*lines, "", *(missed or ["all goals are met"])])
-
-
-def _host(load: float) -> dict[str, Any]:
-    import onnxruntime
-
-    from distune.distributed.topology import worker_info
-
-    info = worker_info(0)
-    return {
-        "cpu": info.cpu,
-        "isa": list(info.isa),
-        "cores": os.cpu_count(),
-        "load_average": load,
-        "onnxruntime": onnxruntime.__version__,
-        "python": sys.version.split()[0],
-    }
 
 
 if __name__ == "__main__":

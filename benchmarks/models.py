@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from host import host
+
 if TYPE_CHECKING:
     import onnx
 
@@ -125,7 +127,7 @@ def main() -> int:
     logging.getLogger().setLevel(logging.ERROR)  # quantize_static warns of every tensor that it does not quantize
     rows: list[Row] = []
     missed: list[str] = []
-    host: dict[str, Any] = {}
+    machine: dict[str, Any] = host()
     plain_done: set[str] = set()
     print(heading(), flush=True)
     for example in EXAMPLES:
@@ -135,10 +137,10 @@ def main() -> int:
             result, new = compare(example, Path(folder), given.limit, plain_done)
         rows += new
         missed += misses(example, result, new)
-        host = host or host_facts(result)
+        machine["versions"] = dict(result.versions)
         print("\n".join(map(line, new)), flush=True)
         if given.json is not None:
-            figures = {"limit": given.limit, "host": host, "missed": missed, "rows": [asdict(row) for row in rows]}
+            figures = {"limit": given.limit, "host": machine, "missed": missed, "rows": [asdict(row) for row in rows]}
             given.json.parent.mkdir(parents=True, exist_ok=True)
             given.json.write_text(json.dumps({"benchmark": "models", **figures}, indent=2) + "\n")
     for goal in missed:
@@ -376,18 +378,6 @@ def misses(example: Example, result: RunResult, rows: Sequence[Row]) -> list[str
     if tuned.size_ratio is None or tuned.size_ratio >= example.size_ratio:
         out.append(f"size {tuned.size_ratio} of fp32, not below {example.size_ratio}")
     return [f"{example.name}: {text}" for text in out]
-
-
-def host_facts(result: RunResult) -> dict[str, Any]:
-    """Where the figures come from."""
-    return {
-        "cpu": result.hosts[0].cpu,
-        "isa": list(result.hosts[0].isa),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "versions": dict(result.versions),
-        "python": sys.version.split()[0],
-    }
 
 
 def heading() -> str:

@@ -28,6 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from host import host
+
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "peers_worker.py"
 EXAMPLES = HERE.parent / "launch" / "examples"
@@ -75,7 +77,7 @@ def main() -> int:
     figures: dict[str, Any] = {"benchmark": "peers", "cases": {}}
     if given.json is not None and given.json.is_file():
         figures = json.loads(given.json.read_text())
-    figures["host"], figures["packages"] = _host(), PACKAGES
+    figures["host"], figures["packages"] = host(), PACKAGES
     missed: list[str] = []
     for case in given.case or CASES:
         chosen = [tuner for tuner in CASES[case] if not given.tuner or tuner in given.tuner]
@@ -221,20 +223,6 @@ def _run(command: Sequence[str], folder: Path, patience: float) -> tuple[float, 
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return wall, processor, stopped, log.read_text(errors="replace")
-
-
-def _host() -> dict[str, Any]:
-    from distune.distributed.topology import worker_info
-
-    info = worker_info(0)
-    return {
-        "cpu": info.cpu,
-        "isa": list(info.isa),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": sys.version.split()[0],
-        "when": time.strftime("%F"),
-    }
 
 
 def table(case: str, found: dict[str, Any]) -> str:

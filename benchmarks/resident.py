@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from host import host
 
 from distune.api.names import known_names
 from distune.config.job import TuningJob
@@ -79,7 +79,7 @@ def main() -> None:
             "benchmark": "resident",
             "config": arguments.config.name,
             "model_mib": model_mib,
-            "host": {"machine": platform.machine(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)},
+            "host": {**host(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)},
             "rows": [asdict(row) for row in rows],
         }
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")

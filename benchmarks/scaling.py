@@ -20,12 +20,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from host import host
 
 if TYPE_CHECKING:
     from distune.engine.forecast import Durations, Forecast
@@ -109,7 +110,7 @@ def main() -> int:
     missed: list[str] = []
     for part in given.part or PARTS:
         if part == "real":
-            figures["host"] = _host()
+            figures["host"] = host()
             figures[part], goals = real(given.rounds)
         elif part == "simulated":
             if "real" not in figures:
@@ -399,20 +400,6 @@ def master() -> tuple[dict[str, Any], list[str]]:
     figures["goal_ms"] = goal
     print(f"master's cost of a trial, 64 ranks: {worst:.3f} ms, goal {goal} ms")
     return figures, [f"master's cost of a trial: {worst:.3f} ms"] if worst > goal else []
-
-
-def _host() -> dict[str, Any]:
-    from distune.distributed.topology import worker_info
-
-    info = worker_info(0)
-    return {
-        "cpu": info.cpu,
-        "isa": list(info.isa),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": sys.version.split()[0],
-        "when": time.strftime("%F"),
-    }
 
 
 if __name__ == "__main__":

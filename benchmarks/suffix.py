@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from host import host
 
 if TYPE_CHECKING:
     from distune.config.job import TuningJob
@@ -72,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stages.append(measure(name, given.rows, given.limit))
         print(line(stages[-1]), flush=True)
     if given.json is not None:
-        host = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        content = {"benchmark": "suffix", "goal": GOAL, "host": host, "stages": [asdict(stage) for stage in stages]}
+        content = {"benchmark": "suffix", "goal": GOAL, "host": host(), "stages": [asdict(stage) for stage in stages]}
         given.json.write_text(json.dumps(content, indent=2) + "\n")
     return int(any(stage.differing for stage in stages))
 
