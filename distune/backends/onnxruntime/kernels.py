@@ -218,13 +218,13 @@ def _remove_pairs(proto: onnx.ModelProto, candidates: set[str]) -> bool:
     if not candidates:
         return False
     read = {name for node in proto.graph.node for name in node.input} | {value.name for value in proto.graph.output}
-    kept = [
-        node
-        for node in proto.graph.node
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
-        or node.output[0] in read
-        or node.output[0] not in candidates
+    unread = [
+        position
+        for position, node in enumerate(proto.graph.node)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        and node.output[0] in candidates
+        and node.output[0] not in read
     ]
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
+    for position in reversed(unread):
+        del proto.graph.node[position]
     return True
