@@ -156,9 +156,10 @@ class ChildWorker(Worker):
             peaceful = self._current is None and not self._suspended
             self._process.end(close=encode_frame(Close()) if peaceful else None)
             self._forget()
-            if not peaceful:
-                with suppress(OSError, ModelError):  # the next run on this node will try again
-                    remove_unused(prefix_folder())
+            with suppress(
+                OSError, ModelError
+            ):  # what it, or the child of a lost rank, has left; else the next run will
+                remove_unused(prefix_folder())
         self._current = None
 
     # ------------------------------------------------------------------------------------------------ the child's life
