@@ -156,9 +156,8 @@ class ChildWorker(Worker):
             peaceful = self._current is None and not self._suspended
             self._process.end(close=encode_frame(Close()) if peaceful else None)
             self._forget()
-            with suppress(
-                OSError, ModelError
-            ):  # what it, or the child of a lost rank, has left; else the next run will
+            # Or the child of a rank that was lost; what cannot be removed now is removed by the next run.
+            with suppress(OSError, ModelError):
                 remove_unused(prefix_folder())
         self._current = None
 
