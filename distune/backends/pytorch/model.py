@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,8 @@ def _built(spec: ModelSpec) -> Any:
 def read_weights(path: Path, trust_pickle: bool = False) -> Mapping[str, torch.Tensor]:
     """A state dict from ``.safetensors`` or from what ``torch.save`` wrote.
 
+    Its tensors are mapped from the file: in memory while they are used, and once for all processes of a node.
+
     Raises:
         ModelError: The file does not exist, holds no state dict, or needs pickle and that was not allowed.
     """
@@ -132,7 +135,8 @@ def read_weights(path: Path, trust_pickle: bool = False) -> Mapping[str, torch.T
     if path.suffix == ".safetensors":
         return _safetensors(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        mapped = zipfile.is_zipfile(path)  # not what torch < 1.6 wrote
+        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error).split("Please file an issue")[0].strip()
         raise ModelError(
@@ -167,9 +171,17 @@ def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 def _put_in(module: torch.nn.Module, state: Mapping[str, torch.Tensor], spec: ModelSpec) -> None:
     try:
-        module.load_state_dict(dict(state), strict=True)
+        module.load_state_dict(dict(state), strict=True, assign=_can_be_assigned(module, state))
     except RuntimeError as error:
         raise ModelError(f"weights {spec.weights} do not fit the model that {spec.path!r} builds: {error}") from error
+
+
+def _can_be_assigned(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether ``module`` may have the tensors of ``state`` themselves: they are what its own are, and none is tied."""
+    own = module.state_dict(keep_vars=True)
+    tied = len({id(value) for value in own.values()}) < len(own)
+    alike = (name in state and value.dtype == state[name].dtype for name, value in own.items())
+    return not tied and all(alike)
 
 
 # ------------------------------------------------------------------------------------------------------ example inputs

@@ -42,7 +42,14 @@ def module_recipes(model: ExportedModule, capability: Capability) -> Iterator[Re
     """What can be done to a module whose ops are quantized, apart from keeping some of them in fp32."""
     names = {op.name for op in capability.ops}
     quantizable = [layer for layer in layers(model) if layer.name in names]
-    return shared_recipes(smoothable(model), pairs(model), quantizable, "Linear")
+    yield from shared_recipes(smoothable(model), pairs(model), quantizable, "Linear")
+    yield Recipe(
+        "layer_wise_quant",
+        False,
+        (False,),
+        "Calibrate one layer at a time, with weights mapped from their file: this backend always does.",
+        modes=("static",),
+    )
 
 
 def rewritten(model: ExportedModule, variant: Variant, statistics: CalibrationStatistics) -> ModuleVariant:
