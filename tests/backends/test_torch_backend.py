@@ -53,6 +53,16 @@ def test_shards_merge_to_the_statistics_of_one_sweep(made: PyTorchBackend) -> No
     assert merge([made.calibrate((), data[1::2]), made.calibrate((), data[::2])]) == whole
 
 
+def test_calibrating_layer_by_layer_gives_the_same_model(made: PyTorchBackend) -> None:
+    config = calibrated(made, batches())
+    layer_wise = config.with_recipes({"layer_wise_quant": True})
+    variant = made.variant(layer_wise)
+    made.set_statistics(variant, config.sampling_size, made.calibrate(variant, batches()))
+    feed = {"image": images(16, 9)}
+    (expected,), (found,) = made.load(config).predict(feed), made.load(layer_wise).predict(feed)
+    assert expected.tobytes() == found.tobytes()
+
+
 def test_the_reference_graph_is_near_fp32_and_stores_integers(made: PyTorchBackend) -> None:
     config = calibrated(made, batches())
     quantized, fp32 = made.load(config), made.load(None)

@@ -48,6 +48,7 @@ def module_recipes(model: ExportedModule, capability: Capability) -> Iterator[Re
         False,
         (False,),
         "Calibrate one layer at a time, with weights mapped from their file: this backend always does.",
+        variant=True,
         modes=("static",),
     )
 
