@@ -68,11 +68,17 @@ def _remove_unused(parent: Path, but: str = "") -> None:
 
 
 def _remove_unless_used(folder: Path, lock: int) -> None:
+    if is_last(lock):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_last(descriptor: int) -> bool:
+    """Whether no other process holds a lock on that open file."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
 
 
 @contextmanager

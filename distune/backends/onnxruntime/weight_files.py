@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from distune.backends.onnxruntime.node_folder import locked_folder
+from distune.backends.onnxruntime.node_folder import is_last, locked_folder
 from distune.errors import ModelError
 
 SUFFIX = ".weights"
@@ -135,8 +135,5 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _remove_unless_used(path: Path, descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    path.unlink(missing_ok=True)
+    if is_last(descriptor):
+        path.unlink(missing_ok=True)
