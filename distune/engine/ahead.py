@@ -53,8 +53,8 @@ class RunAhead:
     def look(self, run: StageRun, missing: int) -> None:
         """Give ranks that idle what the next stages will probably ask; what is no longer likely is dropped.
 
-        To look ahead takes time that answers wait for: once in a stage, and whenever half of what was missing then has
-        come, and for a tenth of the time at most.
+        To look ahead takes time that answers wait for: once in a stage, whenever half of what was missing then has
+        come, when all that was begun then is done, and for a tenth of the time at most.
 
         Args:
             run: The open stage.
@@ -62,7 +62,8 @@ class RunAhead:
         """
         if self._speculation is None or self._dispatcher.idle <= 0 or self._dispatcher.now() < self._look_again_s:
             return
-        if self._looked is not None and self._looked[0] is run and 2 * missing > self._looked[1]:
+        done = bool(self._begun) and self._dispatcher.are_done(self._begun)
+        if self._looked is not None and self._looked[0] is run and 2 * missing > self._looked[1] and not done:
             return
         self._looked = (run, missing)
         before, self._begun = self._begun, set()

@@ -215,6 +215,10 @@ class Dispatcher:
         """The outcome of a task, once; ``None`` while it is open."""
         return self._outcomes.pop(task_id, None)
 
+    def are_done(self, task_ids: Iterable[int]) -> bool:
+        """Whether each of the tasks has an outcome that was not taken yet."""
+        return all(task_id in self._outcomes for task_id in task_ids)
+
     def drop(self, task_ids: Iterable[int]) -> None:
         """Forget tasks: those that have not gone out are not done; the others' results are journalled for later."""
         running = {task.id for task in self._scheduler.busy.values()}

@@ -223,7 +223,7 @@ class Tuner:
             space = space.settled(recipe.name, recipe.choices[0])
         config = space.default()
         trial = self._book.add(judging.measuring.measured(Trial(0, "default", config, "not_judged", "default")))
-        exported = self._export(trial)
+        exported = self._exported(self._begin_export(trial))
         trial = replace(trial, size_bytes=len(next(iter(exported.files.values()))))
         self._book.update(trial)
         return self._outcome("not_judged", best=trial, exported=exported)
@@ -271,8 +271,9 @@ class Tuner:
             )
         if judging.timed_out:
             self._warn_of_untimed()
-        exported = self._export(trial)
-        self._diagnose(judging, trial)
+        exporting = self._begin_export(trial)
+        self._diagnose(judging, trial)  # meanwhile, where there are several ranks
+        exported = self._exported(exporting)
         return self._outcome(self._ending(judging, met=trial.met), best=trial, exported=exported, tied=choice.tied)
 
     def _warn_of_untimed(self) -> None:
@@ -341,10 +342,13 @@ class Tuner:
             return "met"
         return "budget_spent" if judging.out_of_budget else "not_met"
 
-    def _export(self, trial: Trial) -> Exported:
+    def _begin_export(self, trial: Trial) -> int:
         assert self._calibrator is not None  # set by _open_journal
         self._calibrator.ensure(trial.config)
-        outcome = self._dispatcher.wait([self._dispatcher.submit(Export(trial.config))])[0]
+        return self._dispatcher.submit(Export(trial.config))
+
+    def _exported(self, task: int) -> Exported:
+        outcome = self._dispatcher.wait([task])[0]
         if isinstance(outcome.body, Exported):
             return outcome.body
         if isinstance(outcome.body, Failure):

@@ -16,6 +16,7 @@ from distune.engine.tuner import Tuner
 from distune.journal.journal import read_records
 from distune.journal.replay import VOLATILE
 from distune.journal.workspace import Workspace
+from distune.trial.messages import Judge, Request
 from tests.engine.simulated_run import Model, job, policy
 
 STRATEGIES = ("basic", "mse", "mse_v2", "conservative", "auto")
@@ -71,6 +72,25 @@ def test_one_rank_never_runs_ahead(tmp_path: Path) -> None:
     _, _, plain, _ = _run(tmp_path / "plain", 1, "basic", 1, False)
     _, _, model, _ = _run(tmp_path / "ahead", 1, "basic", 1, True)
     assert model.judged == plain.judged
+
+
+def test_a_rank_that_is_done_with_what_it_ran_ahead_with_goes_on(tmp_path: Path) -> None:
+    """While the first trial takes long, the other rank does all shards of the probe that comes next, not one."""
+    begun: list[str] = []
+
+    def seconds(rank: int, request: Request) -> float:
+        begun.append(type(request.body).__name__)
+        return 60.0 if isinstance(request.body, Judge) else 1.0
+
+    model = Model({f"conv{i}": 0.02 for i in range(9)}, convs=9, seconds=seconds)
+    transport = SimulatedTransport(model.answer, 2)
+    with Workspace.open(tmp_path) as workspace:
+        Tuner(job(strategy=StrategySpec("mse")), transport, workspace, speculates=True).run()
+        transport.close(0)
+    first, second, *_ = [at for at, name in enumerate(begun) if name == "Judge"]
+    probes = begun.count("Probe")
+    assert probes > 2
+    assert begun[first:second].count("Probe") == probes
 
 
 @pytest.mark.parametrize("strategy", ["basic", "mse_v2"])
