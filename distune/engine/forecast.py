@@ -46,6 +46,8 @@ class Durations:
         latency_s: One latency measurement.
         probe_s: Running a quantized model on one batch.
         spread: How long trials took, over their mean: each trial takes as long as one of these. Empty: all alike.
+        by_place: The same of trials that leave one op alone in floating point, from the first op to the last: such a
+            trial takes as long as that of the op at the same place. Empty: as others.
     """
 
     startup_s: float
@@ -56,9 +58,15 @@ class Durations:
     latency_s: float
     probe_s: float
     spread: tuple[float, ...] = ()
+    by_place: tuple[float, ...] = ()
 
     def trial_s(self, config: TuningConfig) -> float:
         """Seconds of making and scoring the model of ``config``."""
+        quantized = set(config.quantized_ops)
+        alone = [place for place, (name, _) in enumerate(config.ops) if name not in quantized]
+        if self.by_place and len(alone) == 1:
+            place = alone[0] * len(self.by_place) // len(config.ops)
+            return self.by_place[place] * (self.quantize_s + self.evaluate_s)
         factor = self.spread[int(config.hash[:8], 16) % len(self.spread)] if self.spread else 1.0
         return factor * (self.quantize_s + self.evaluate_s)
 

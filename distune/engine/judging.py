@@ -38,6 +38,9 @@ from distune.trial.messages import (
     UseOrder,
 )
 
+_LAST_ROUNDS = 4
+"""Trials a rank that are left of a stage when the longest of them are begun first."""
+
 
 class Judging:
     """See the module's description.
@@ -148,7 +151,7 @@ class Judging:
         tasks: dict[int, Candidate] = {}
         waiting: list[Candidate] = []
         while True:
-            waiting += run.want(self._ahead(run.stage))
+            waiting += self._wanted(run, total)
             # What the journal answers comes first: it may end the stage, and then nothing new needs to begin.
             known = [c for c in waiting if self._dispatcher.knows(self._request(c.config, run.stage))]
             submitted, waiting = (known, [c for c in waiting if c not in known]) if known else (waiting, [])
@@ -209,6 +212,19 @@ class Judging:
         """Candidates that may be open at once: enough that no worker waits for the master."""
         workers = len(self._dispatcher.workers)
         return 2 * workers if stage.exit == "none" or not self._stop_at_first else workers
+
+    def _wanted(self, run: StageRun, total: int | None) -> list[Candidate]:
+        """Candidates to judge next.
+
+        Of those that differ from a base by one op each, the last ones are begun in the opposite order: an op near the
+        input leaves a rank more to compute, and where the longest trials come last, ranks wait for them.
+        """
+        stage, workers = run.stage, len(self._dispatcher.workers)
+        if stage.base is None or total is None or workers == 1 or (stage.exit == "first" and self._stop_at_first):
+            return run.want(self._ahead(stage))
+        if total - run.asked > _LAST_ROUNDS * workers:
+            return run.want(self._ahead(stage))
+        return run.want(total)[::-1]
 
     def _submit(self, config: TuningConfig, stage: Stage) -> int:
         body = self._request(config, stage)

@@ -76,6 +76,11 @@ class StageRun:
         return len(self._decided)
 
     @property
+    def asked(self) -> int:
+        """Configs that were wanted so far."""
+        return len(self._asked)
+
+    @property
     def answers(self) -> dict[str, Trial]:
         """What is known of its candidates, by config hash."""
         return {**{trial.config.hash: trial for trial in self._decided}, **self._outcomes}
