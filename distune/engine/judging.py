@@ -20,7 +20,7 @@ from distune.engine.outcome import StageRecord
 from distune.engine.probing import merged, shards
 from distune.engine.quarantine import STRIKING
 from distune.engine.speculation import Speculation
-from distune.engine.stage_run import Decision, StageRun, completed
+from distune.engine.stage_run import LAST_ROUNDS, Decision, StageRun, completed
 from distune.errors import TransportError
 from distune.evaluation.criterion import all_meet, meets
 from distune.evaluation.order import SampleOrder
@@ -37,9 +37,6 @@ from distune.trial.messages import (
     StageOpened,
     UseOrder,
 )
-
-_LAST_ROUNDS = 4
-"""Trials a rank that are left of a stage when the longest of them are begun first."""
 
 
 class Judging:
@@ -151,7 +148,7 @@ class Judging:
         tasks: dict[int, Candidate] = {}
         waiting: list[Candidate] = []
         while True:
-            waiting += self._wanted(run, total)
+            waiting += run.want(self._ahead(run.stage), self._last(run.stage, total))
             # What the journal answers comes first: it may end the stage, and then nothing new needs to begin.
             known = [c for c in waiting if self._dispatcher.knows(self._request(c.config, run.stage))]
             submitted, waiting = (known, [c for c in waiting if c not in known]) if known else (waiting, [])
@@ -213,18 +210,11 @@ class Judging:
         workers = len(self._dispatcher.workers)
         return 2 * workers if stage.exit == "none" or not self._stop_at_first else workers
 
-    def _wanted(self, run: StageRun, total: int | None) -> list[Candidate]:
-        """Candidates to judge next.
-
-        Of those that differ from a base by one op each, the last ones are begun in the opposite order: an op near the
-        input leaves a rank more to compute, and where the longest trials come last, ranks wait for them.
-        """
-        stage, workers = run.stage, len(self._dispatcher.workers)
-        if stage.base is None or total is None or workers == 1 or (stage.exit == "first" and self._stop_at_first):
-            return run.want(self._ahead(stage))
-        if total - run.asked > _LAST_ROUNDS * workers:
-            return run.want(self._ahead(stage))
-        return run.want(total)[::-1]
+    def _last(self, stage: Stage, total: int | None) -> int:
+        """How many of the last candidates are wanted at once (``StageRun.want``): of those that all are judged."""
+        workers = len(self._dispatcher.workers)
+        all_judged = stage.base is not None and (stage.exit == "none" or not self._stop_at_first)
+        return LAST_ROUNDS * workers if all_judged and total is not None and workers > 1 else 0
 
     def _submit(self, config: TuningConfig, stage: Stage) -> int:
         body = self._request(config, stage)

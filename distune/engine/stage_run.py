@@ -14,6 +14,9 @@ from distune.engine.book import TrialBook
 from distune.evaluation.criterion import better
 from distune.strategies.stage import Candidate, Stage, StageResult, Trial
 
+LAST_ROUNDS = 4
+"""Trials a worker that are left of a stage when the longest of them should be begun first."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -76,21 +79,30 @@ class StageRun:
         return len(self._decided)
 
     @property
-    def asked(self) -> int:
-        """Configs that were wanted so far."""
-        return len(self._asked)
-
-    @property
     def answers(self) -> dict[str, Trial]:
         """What is known of its candidates, by config hash."""
         return {**{trial.config.hash: trial for trial in self._decided}, **self._outcomes}
 
-    def want(self, ahead: int) -> list[Candidate]:
+    def want(self, ahead: int, last: int = 0) -> list[Candidate]:
         """Candidates that need judging now, in order: at most ``ahead`` of them may be open at once.
 
         Never more than the budget could use. Each is named once. What was answered and waits for its turn is not open:
         else one slow trial would keep all workers waiting.
+
+        Args:
+            last: The stage's last so many candidates are wanted all at once and in the opposite order. Of candidates
+                that change one op each, from the last op to the first, the last ones take longest, since nothing
+                before an op is computed again: where they are begun last, workers wait for them.
         """
+        if last and self._all_but(last):
+            return self._want(len(self._candidates))[::-1]
+        return self._want(ahead)
+
+    def _all_but(self, last: int) -> bool:
+        """Whether at most ``last`` candidates were not asked for yet."""
+        return self._candidate(len(self._asked) + last) is None
+
+    def _want(self, ahead: int) -> list[Candidate]:
         wanted: list[Candidate] = []
         new: set[str] = set()
         open_now = 0
