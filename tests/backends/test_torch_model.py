@@ -25,39 +25,6 @@ def spec(path: str = BUILDER, **fields: Any) -> ModelSpec:
 
 
 @pytest.mark.parametrize("form", ["pt", "safetensors"])
-def test_weights_are_mapped_from_their_file(tmp_path: Path, form: str) -> None:
-    """So the ranks of a node have them in memory once, and a layer that is not in use need not be there."""
-    module, file = residual(), tmp_path.resolve() / f"weights.{form}"
-    if form == "pt":
-        torch.save(module.state_dict(), file)
-    else:
-        save_file(module.state_dict(), file)
-    loaded = load_module(spec(weights=str(file)), [images(2)])
-    weights = [parameter.data_ptr() for parameter in loaded.module.parameters()]
-    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
-    spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
-    assert [weight for weight in weights if not any(start <= weight < end for start, end in spans)] == []
-
-
-@pytest.mark.parametrize("change", ["dtype", "tied", "legacy"])
-def test_weights_that_cannot_be_mapped_are_copied(tmp_path: Path, change: str) -> None:
-    module, file = residual(), tmp_path / "weights.pt"
-    state = dict(module.state_dict())
-    if change == "tied":
-        state |= {"alias.weight": state["fc.weight"], "alias.bias": state["fc.bias"]}
-    if change == "dtype":
-        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    torch.save(state, file, _use_new_zipfile_serialization=change != "legacy")
-    path = BUILDER if change != "tied" else BUILDER.replace(":Residual", ":TiedResidual")
-    loaded = load_module(spec(path, weights=str(file)), [images(2)]).module
-    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    if change == "tied":
-        assert loaded.alias is loaded.fc
-    for name, value in state.items():
-        assert torch.equal(loaded.state_dict()[name], value.float() if value.is_floating_point() else value)
-
-
-@pytest.mark.parametrize("form", ["pt", "safetensors"])
 def test_a_builder_gets_its_weights(tmp_path: Path, form: str) -> None:
     module, file = residual(), tmp_path / f"weights.{form}"
     if form == "pt":

@@ -37,14 +37,6 @@ class Residual(nn.Module):
         return out
 
 
-class TiedResidual(Residual):
-    """Its last layer has a second name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alias = self.fc
-
-
 class Recurrent(nn.Module):
     """An LSTM between two Linear."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +124,6 @@ def _built(spec: ModelSpec) -> Any:
 def read_weights(path: Path, trust_pickle: bool = False) -> Mapping[str, torch.Tensor]:
     """A state dict from ``.safetensors`` or from what ``torch.save`` wrote.
 
-    Its tensors are mapped from the file: in memory while they are used, and once for all processes of a node.
-
     Raises:
         ModelError: The file does not exist, holds no state dict, or needs pickle and that was not allowed.
     """
@@ -135,8 +132,7 @@ def read_weights(path: Path, trust_pickle: bool = False) -> Mapping[str, torch.T
     if path.suffix == ".safetensors":
         return _safetensors(path)
     try:
-        mapped = zipfile.is_zipfile(path)  # not what torch < 1.6 wrote
-        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
+        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         reason = str(error).split("Please file an issue")[0].strip()
         raise ModelError(
@@ -171,17 +167,9 @@ def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:
 
 def _put_in(module: torch.nn.Module, state: Mapping[str, torch.Tensor], spec: ModelSpec) -> None:
     try:
-        module.load_state_dict(dict(state), strict=True, assign=_can_be_assigned(module, state))
+        module.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
         raise ModelError(f"weights {spec.weights} do not fit the model that {spec.path!r} builds: {error}") from error
-
-
-def _can_be_assigned(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether ``module`` may have the tensors of ``state`` themselves: they are what its own are, and none is tied."""
-    own = module.state_dict(keep_vars=True)
-    tied = len({id(value) for value in own.values()}) < len(own)
-    alike = (name in state and value.dtype == state[name].dtype for name, value in own.items())
-    return not tied and all(alike)
 
 
 # ------------------------------------------------------------------------------------------------------ example inputs

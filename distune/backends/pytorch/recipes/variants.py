@@ -47,7 +47,7 @@ def module_recipes(model: ExportedModule, capability: Capability) -> Iterator[Re
         "layer_wise_quant",
         False,
         (False,),
-        "Calibrate one layer at a time, with weights mapped from their file: this backend always does.",
+        "Calibrate with the outputs of one layer at a time in memory: this backend always does.",
         variant=True,
         modes=("static",),
     )
