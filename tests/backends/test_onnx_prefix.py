@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import helper
 
 from distune.backends.base import Feed
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.cuts import Cut, computed_alike, find_cuts, spread, worth_most
-from distune.backends.onnxruntime.prefix import SharedPrefix, Suffix, Tensors
+from distune.backends.onnxruntime.node_folder import prefix_folder
+from distune.backends.onnxruntime.prefix import SharedPrefix, Suffix
 from distune.space.op_config import FP32, TuningConfig
 from tests.backends.onnx_models import backend_of, default_config, model
 
 LIMIT = 1 << 24
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def residual_network(seed: int, blocks: int = 4) -> onnx.ModelProto:
@@ -89,7 +98,8 @@ def test_what_there_is_no_room_for_runs_as_a_whole(limit: int) -> None:
     loaded = backend.load(candidate)
     assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == expected
     assert backend._shared is not None
-    assert backend._shared.kept_bytes <= limit
+    assert backend._shared._store is not None
+    assert backend._shared._store.size <= limit
 
 
 def test_configs_that_differ_in_more_than_ops_share_nothing() -> None:
@@ -112,23 +122,22 @@ def test_a_model_that_outlives_its_stage_holds_nothing_and_runs_as_a_whole() -> 
     before = [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)]
     shared = backend._shared
     assert shared is not None
-    assert shared.kept_bytes
+    assert prefix_folder().exists()
     backend.share(None)
-    assert not shared.kept_bytes
+    assert not prefix_folder().exists()
     assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == before
-    assert not shared.kept_bytes
+    assert not prefix_folder().exists()
 
 
 class _Wrong(SharedPrefix):
     """Keeps tensors that are off by one in one element."""
 
-    def tensors(self, key: Hashable, feed: Feed) -> Tensors | None:
-        found = super().tensors(key, feed)
+    def tensor(self, key: Hashable, feed: Feed, cut: Cut) -> NDArray[Any] | None:
+        found = super().tensor(key, feed, cut)
         if found is None:
             return None
-        out = {name: array.copy() for name, array in found.items()}
-        for array in out.values():
-            array.reshape(-1)[0] ^= 64
+        out = found.copy()
+        out.reshape(-1)[0] ^= 64
         return out
 
 

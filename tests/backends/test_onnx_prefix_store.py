@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +32,21 @@ def test_a_batch_is_for_one_rank_to_compute_and_for_all_to_read() -> None:
     mine, other = PrefixStore("x", LIMIT), PrefixStore("x", LIMIT)
     assert mine.claim("0")
     assert not other.claim("0")
-    assert other.read("0", list(TENSORS)) is None, "begun, but not there yet"
+    assert not other.has("0"), "begun, but not there yet"
     assert mine.write("0", TENSORS)
-    found = other.read("0", list(TENSORS))
-    assert found is not None
-    assert {name: array.tolist() for name, array in found.items()} == {k: v.tolist() for k, v in TENSORS.items()}
+    assert other.has("0")
+    assert [other.read("0", at).tolist() for at in range(2)] == [array.tolist() for array in TENSORS.values()]
     mine.close()
+    assert other.has("0")
     other.close()
     assert not prefix_folder().exists(), "the last one clears up"
-    assert found["a"].tolist() == TENSORS["a"].tolist(), "what was read stays"
 
 
 def test_the_ranks_of_a_node_share_one_limit() -> None:
     mine, other = PrefixStore("x", 400), PrefixStore("x", 400)
     assert mine.write("0", {"a": np.zeros(150, np.uint8)})
     assert not other.write("1", {"a": np.zeros(150, np.uint8)})
-    assert other.read("1", ["a"]) is None
+    assert not other.has("1")
 
 
 def test_one_rank_chooses_for_all() -> None:
@@ -84,6 +84,79 @@ def test_what_a_killed_rank_leaves_is_removed_by_who_killed_it() -> None:
     assert not prefix_folder().exists()
 
 
+def test_what_a_killed_rank_has_begun_is_begun_anew_when_nobody_else_is_left() -> None:
+    store = PrefixStore("x", LIMIT)
+    store.claim("0")
+    folder = store._folder
+    store._let_go.detach()
+    assert (folder / "0.begun").exists()
+    for name in os.listdir("/proc/self/fd"):  # as the system does for a process that is killed
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith(str(folder)):
+                os.close(int(name))
+    assert PrefixStore("x", LIMIT).claim("0")
+
+
+def test_many_batches_take_no_file_descriptors() -> None:
+    store = PrefixStore("x", LIMIT)
+    before = len(os.listdir("/proc/self/fd"))
+    kept = []
+    for number in range(50):
+        store.write(f"{number}", TENSORS)
+        kept.append(store.read(f"{number}", 0))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("call", ["join", "agree", "has", "claim", "write", "read"])
+def test_where_nothing_can_be_kept_models_run_as_a_whole_and_say_so(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    backend = backend_of(residual_network(3), batches(103, size=4))
+    base, feeds = default_config(backend), batches(3)
+    candidate = one_at_a_time(backend, base)[0]
+    expected = [backend.load(candidate).predict(feed)[0].tobytes() for feed in feeds]
+    if call == "join":
+        monkeypatch.setattr("distune.backends.onnxruntime.prefix_store.join", full)
+    else:
+        monkeypatch.setattr(PrefixStore, call, full)
+    backend.share(base, samples=48, memory_limit=1 << 24)
+    loaded = backend.load(candidate)
+    loaded.prepare(enumerate(feeds))
+    assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == expected
+    assert any("No space left on device" in warning for warning in loaded.warnings)
+    backend.share(None)
+
+
+def test_two_processes_that_write_at_once_do_not_disturb_each_other() -> None:
+    code = (
+        "import os, sys, tempfile; tempfile.tempdir = os.environ['FOLDER']\n"
+        "import numpy as np\n"
+        "from distune.backends.onnxruntime.prefix_store import PrefixStore\n"
+        "store = PrefixStore('x', 40_000); print('ready', flush=True); input()\n"
+        "mine = [n for n in range(200) if store.claim(str(n)) and store.write(str(n), {'a': np.full(200, n % 128)})]\n"
+        "assert all((store.read(str(n), 0) == n % 128).all() for n in mine)\n"
+        "print(store.size, len(mine), flush=True); input()"
+    )
+    environment = {**os.environ, "FOLDER": str(tempfile.tempdir)}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [str(process.stdout.readline()).split() for process in processes if process.stdout is not None]
+    assert max(int(size) for size, _ in said) <= 40_000
+    assert sum(int(count) for _, count in said) > 10
+    for process in processes:
+        process.communicate("\n")
+    assert not prefix_folder().exists()
+
+
 def test_batches_are_told_apart_by_their_data() -> None:
     feed: dict[str, np.ndarray] = {"x": np.arange(6, dtype=np.float32), "mask": np.ones(2, np.int64)}
     assert batch_name(feed) == batch_name(dict(reversed(feed.items())))
@@ -105,7 +178,7 @@ def test_two_ranks_fill_the_store_together_and_give_the_bits_of_the_whole_model(
     for rank, loaded in zip(ranks, models, strict=True):
         assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == expected
         assert isinstance(rank._shared, SharedPrefix)
-        assert len(rank._shared._kept) == len(feeds), "what the one has computed the other reads"
+        assert rank._shared._kept == set(range(len(feeds))), "what the one has computed the other reads"
     begun = list(prefix_folder().glob("*/*.begun"))
     assert len(begun) == len(feeds), "each batch once"
     for rank in ranks:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import onnx
@@ -35,7 +36,7 @@ from distune.backends.onnxruntime.cuts import Cut, computed_alike, find_cuts, pa
 from distune.backends.onnxruntime.node_folder import prefix_folder
 from distune.backends.onnxruntime.prefix_store import PrefixStore, batch_name
 from distune.backends.onnxruntime.session import create_session
-from distune.errors import TrialError
+from distune.errors import ModelError
 
 _REFUSALS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
 
@@ -57,8 +58,8 @@ class SharedPrefix:
         samples: How many there are to keep tensors of.
         memory_limit: Bytes that they may take on this node.
 
-    Raises:
-        TrialError: The folder for them cannot be written.
+    Attributes:
+        problem: Why nothing can be kept (such as a full disk); everything runs as a whole then.
     """
 
     def __init__(self, base: onnx.ModelProto, threads: int, samples: int, memory_limit: int) -> None:
@@ -69,33 +70,27 @@ class SharedPrefix:
         self._cuts = find_cuts(base)
         self._session: ort.InferenceSession | None = None
         self._names: dict[Hashable, str] = {}
-        self._kept: dict[Hashable, Tensors] = {}
+        self._kept: set[Hashable] = set()
         self._has_room, self._is_begun, self._is_filled = True, False, False
+        self._store: PrefixStore | None = None
+        self.problem = ""
         identity = hashlib.sha256(f"{threads}:{samples}:{ort.__version__}:".encode())
         identity.update(base.SerializeToString(deterministic=True))
-        try:
+        with self._without_fail():
             self._store = PrefixStore(identity.hexdigest()[:32], memory_limit)
-        except OSError as error:
-            raise TrialError(
-                f"cannot keep what trials share in {prefix_folder()} ({error.strerror or error}): make room, "
-                "set TMPDIR to a folder with room, or tuning.shared_prefix: 0"
-            ) from error
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
         """Where the graph may be cut, in its order; chosen among all when the first batch is run."""
         return tuple(self._cuts)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of the tensors that are kept."""
-        return sum(array.nbytes for tensors in self._kept.values() for array in tensors.values())
-
     def clear(self) -> None:
         """Forget everything: models that are still there run as a whole from now on."""
         self._kept.clear()
         self._cuts, self._session, self._has_room = [], None, False
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     def last_cut(self, model: onnx.ModelProto, feed: Feed) -> Cut | None:
         """Where ``model`` can be cut last; ``None`` where it computes nothing at any cut as the base does."""
@@ -116,39 +111,57 @@ class SharedPrefix:
             self._begin(feed)
             if not self._cuts or not self._has_room:
                 return
-            self.tensors(key, feed)
+            self._is_there(key, feed)
 
-    def tensors(self, key: Hashable, feed: Feed) -> Tensors | None:
-        """The base's tensors at the cuts for the batch of that key.
+    def tensor(self, key: Hashable, feed: Feed, cut: Cut) -> NDArray[Any] | None:
+        """The base's tensor at ``cut`` for the batch of that key.
 
-        ``None`` where there is no room for them, and while another rank computes them.
+        ``None`` where there was no room for it, and while another rank computes it.
         """
-        if self._session is None:
-            return None
+        if self._is_there(key, feed) and self._session is not None and self._store is not None:
+            names = [output.name for output in self._session.get_outputs()]
+            with self._without_fail():
+                return self._store.read(self._names[key], names.index(cut.tensor))
+        return None
+
+    def _is_there(self, key: Hashable, feed: Feed) -> bool:
+        """Whether the tensors of a batch are kept; computes them where nobody has begun to."""
+        if self._session is None or self._store is None:
+            return False
         if key not in self._kept:
-            name = self._names.setdefault(key, batch_name(feed))
-            found = self._store.read(name, [output.name for output in self._session.get_outputs()])
-            if found is None and self._has_room and self._store.claim(name):
-                found = _run(self._session, feed)
-                self._has_room = self._store.write(name, found)
-                found = found if self._has_room else None
-            if found is None:
-                return None
-            self._kept[key] = found
-        return self._kept[key]
+            if key not in self._names:
+                self._names[key] = batch_name(feed)
+            name = self._names[key]
+            with self._without_fail():
+                if not self._store.has(name) and self._has_room and self._store.claim(name):
+                    self._has_room = self._store.write(name, _run(self._session, feed))
+                if self._store.has(name):
+                    self._kept.add(key)
+        return key in self._kept
+
+    @contextmanager
+    def _without_fail(self) -> Iterator[None]:
+        """What cannot be kept is computed again: it takes time, and changes nothing."""
+        try:
+            yield
+        except (OSError, ModelError, ValueError) as error:
+            self.clear()
+            self.problem = (
+                f"what trials share could not be kept in {prefix_folder()} ({error}), so each runs as a whole: make "
+                "room there or set TMPDIR to a folder with room"
+            )
 
     def _begin(self, feed: Feed) -> None:
         """Choose the cuts, or take those that another rank of the node has chosen."""
-        if self._is_begun:
+        if self._is_begun or self._store is None:
             return
         self._is_begun = True
         tried, self._cuts = spread(self._cuts, _TRIED), []
-        try:
+        chosen: list[Cut] = []
+        with self._without_fail(), suppress(*_REFUSALS):  # such as a batch of a size that a Reshape inside has fixed
             names = self._store.agree(lambda: [cut.tensor for cut in self._worth_keeping(tried, feed)])
             chosen = [cut for cut in tried if cut.tensor in names]
             self._session = self._up_to(chosen)
-        except _REFUSALS:  # such as a batch of a size that a Reshape inside has fixed
-            return
         self._cuts = [] if self._session is None else chosen
 
     def _worth_keeping(self, tried: list[Cut], feed: Feed) -> list[Cut]:
@@ -191,6 +204,11 @@ class Suffix:
         """Where the model is cut, once that was found and proved."""
         return None if self._proved is None else self._proved[0]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """For the user."""
+        return (self._shared.problem,) if self._shared.problem else ()
+
     def fill(self, batches: Iterable[tuple[Hashable, Feed]]) -> None:
         """Have what the base leaves at the cuts for all these batches."""
         self._shared.fill(batches)
@@ -204,11 +222,11 @@ class Suffix:
         model, self._model = self._model, None
         if model is not None:
             self._proved = self._prove(model, key, feed, whole)
-        tensors = None if self._proved is None else self._shared.tensors(key, feed)
-        if self._proved is None or tensors is None:
+        tensor = None if self._proved is None else self._shared.tensor(key, feed, self._proved[0])
+        if self._proved is None or tensor is None:
             return whole(feed)
         cut, session = self._proved
-        outputs: Outputs = session.run(None, {cut.tensor: tensors[cut.tensor]})
+        outputs: Outputs = session.run(None, {cut.tensor: tensor})
         return outputs
 
     def _prove(
@@ -216,10 +234,9 @@ class Suffix:
     ) -> tuple[Cut, ort.InferenceSession] | None:
         """The last cut before what ``model`` changes, and what runs from there, if it gives what the whole gives."""
         cut = self._shared.last_cut(model, feed)
-        tensors = None if cut is None else self._shared.tensors(key, feed)
-        if cut is None or tensors is None:
+        tensor = None if cut is None else self._shared.tensor(key, feed, cut)
+        if cut is None or tensor is None:
             return None
-        tensor = tensors[cut.tensor]
         session = suffix_session(model, cut, tensor, self._shared.threads)
         if session is None:
             return None

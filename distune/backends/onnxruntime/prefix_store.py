@@ -1,7 +1,8 @@
-"""Tensors that the ranks of a node compute once: whoever comes first to a batch does it, and all map what it wrote.
+"""Tensors that the ranks of a node compute once: whoever comes first to a batch does it, and all read what it wrote.
 
 The files are in a folder that is named by what was computed, and which goes with the last who uses it (see
-``node_folder``). A batch that somebody has begun with is never waited for: its tensors are simply not there yet.
+``node_folder``). A batch that somebody has begun with is never waited for: its tensors are simply not there yet. What
+is read comes out of the system's page cache, which is in memory once a node.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from distune.backends.base import Feed
 from distune.backends.onnxruntime.node_folder import join, leave, prefix_folder
 
+_TURN = "turn"
 _CUTS = "cuts.json"
 
 
@@ -29,11 +32,11 @@ class PrefixStore:
 
     Args:
         name: What tells it from every other one.
-        limit: Bytes that the tensors may take, of all ranks together.
+        limit: Bytes that the files may take, of all ranks together.
 
     Raises:
         ModelError: The folder belongs to somebody else.
-        OSError: It cannot be written.
+        OSError: It cannot be written; any other method may raise it as well.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -43,21 +46,24 @@ class PrefixStore:
 
     def agree(self, choose: Callable[[], Sequence[str]]) -> tuple[str, ...]:
         """The names that the first process of the node has chosen; the others wait for it."""
-        descriptor = os.open(self._folder / _CUTS, os.O_RDWR | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # given back by a process that dies, too
-            text = file.read()
-            if not text:
-                text = json.dumps(list(choose()))
-                file.write(text)
-        return tuple(json.loads(text))
+        path = self._folder / _CUTS
+        with self._turn():  # given back by a process that dies, too
+            if path.exists():
+                return tuple(json.loads(path.read_text()))
+            chosen = tuple(choose())
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps(chosen))
+            new.rename(path)
+        return chosen
 
-    def read(self, batch: str, names: Sequence[str]) -> Mapping[str, NDArray[Any]] | None:
-        """The tensors of a batch, mapped; ``None`` where they are not there, or not yet."""
-        folder = self._folder / batch
-        if not folder.is_dir():
-            return None
-        return {name: np.load(folder / f"{at}.npy", mmap_mode="r") for at, name in enumerate(names)}
+    def has(self, batch: str) -> bool:
+        """Whether the tensors of a batch are there."""
+        return (self._folder / batch).is_dir()
+
+    def read(self, batch: str, at: int) -> NDArray[Any]:
+        """One of the tensors of a batch that are there, by its place."""
+        found: NDArray[Any] = np.load(self._folder / batch / f"{at}.npy")
+        return found
 
     def claim(self, batch: str) -> bool:
         """Whether it is for this process to compute the tensors of a batch."""
@@ -70,22 +76,36 @@ class PrefixStore:
     def write(self, batch: str, tensors: Mapping[str, NDArray[Any]]) -> bool:
         """Share the tensors of a batch that was claimed; ``False`` where there is no room for them."""
         size = sum(array.nbytes for array in tensors.values())
-        if size + sum(path.stat().st_size for path in self._folder.glob("*/*.npy")) > self._limit:
+        if self.size + size > self._limit:
             return False
         new = self._folder / f"{batch}.new"
         try:
             new.mkdir()
             for at, array in enumerate(tensors.values()):
                 np.save(new / f"{at}.npy", array)
-            new.rename(self._folder / batch)
-        except OSError:  # a full disk
+            with self._turn():
+                fits = self.size + size <= self._limit
+                if fits:
+                    new.rename(self._folder / batch)
+        finally:
             shutil.rmtree(new, ignore_errors=True)
-            return False
-        return True
+        return fits
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors that are there."""
+        folders = [entry.path for entry in os.scandir(self._folder) if entry.is_dir() and "." not in entry.name]
+        return sum(file.stat().st_size for folder in folders for file in os.scandir(folder))
 
     def close(self) -> None:
-        """Let go; arrays that were read stay. May be called twice."""
+        """Let go. May be called twice."""
         self._let_go()
+
+    @contextmanager
+    def _turn(self) -> Iterator[BinaryIO]:
+        with (self._folder / _TURN).open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
 
 
 def batch_name(feed: Feed) -> str:
