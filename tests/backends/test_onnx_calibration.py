@@ -67,3 +67,36 @@ def test_a_symmetric_tensor_before_a_relu_spends_no_integers_on_what_is_cut_off(
     single = [tensor for tensor in quantized.graph.initializer if not tensor.dims]
     value = {tensor.name: float(numpy_helper.to_array(tensor)) for tensor in single}
     assert value[scales["c1"]] == value[scales["r1"]]
+
+
+@pytest.mark.parametrize("bounds", [(2.0, 6.0), (-6.0, -2.0), (0.5, 6.0), (0.0, 6.0)])
+def test_a_clip_away_from_zero_keeps_its_bounds(bounds: tuple[float, float]) -> None:
+    """Integers always reach to zero, so their saturation does not do what such a Clip does."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w1": rng.normal(size=(8, 3, 3, 3)).astype(np.float32),
+        "w2": rng.normal(size=(8, 8, 3, 3)).astype(np.float32),
+        "low": np.float32(bounds[0]),
+        "high": np.float32(bounds[1]),
+    }
+    nodes = [node("Conv", "x w1", "a"), node("Clip", "a low high", "b"), node("Conv", "b w2", "y")]
+    for each in nodes:
+        each.name = each.output[0]
+    backend = backend_of(model(nodes, {"x": ["n", 3, 12, 12]}, ["y"], constants), images(16))
+    feed = images(1, seed=6)[0]
+    (expected,) = backend.load(None).predict(feed)
+    (found,) = backend.load(default_config(backend)).predict(feed)
+    assert np.square(found - expected).mean() < 0.005 * np.square(expected).mean()
+
+
+def test_what_is_said_of_a_tensor_is_said_where_it_was_measured_elsewhere() -> None:
+    nodes = [node("Sub", "x big", "a"), node("Transpose", "a", "t", perm=[1, 0]), node("MatMul", "t w", "y")]
+    for each in nodes:
+        each.name = each.output[0]
+    big = np.zeros((4, 4), np.float32)
+    big[0, 0] = 1e9
+    feeds = [{"x": np.random.default_rng(seed).normal(size=(4, 4)).astype(np.float32)} for seed in range(4)]
+    constants = {"big": big, "w": np.eye(4, dtype=np.float32)}
+    backend = backend_of(model(nodes, {"x": [4, 4]}, ["y"], constants), feeds)
+    warnings = backend.load(default_config(backend)).warnings
+    assert any("tensor t: " in warning and "mask" in warning for warning in warnings)

@@ -147,7 +147,11 @@ def write_qdq(
     if missing:
         raise TrialError(f"no calibrated range for tensor {missing[0]!r} ({len(missing)} in all): calibrate the model")
     _separate_shared_constants(proto, model.index, set(planned.nodes))
-    kept = {name for name, config in planned.activations.items() if config.scheme == "sym"}
+    kept = {
+        name
+        for name, config in planned.activations.items()
+        if config.scheme == "sym" or not ranges[name][0] <= 0 <= ranges[name][1]
+    }
     try:
         quantizer = CachingQdqQuantizer(
             proto,

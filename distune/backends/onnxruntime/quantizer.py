@@ -93,8 +93,8 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         op_types: Every op type that may be quantized.
         ranges: Range by activation.
         overrides: ``TensorQuantOverrides`` as ``quantize_static`` documents them.
-        keep_activation_before: Tensors before which Relu and Clip must stay: a symmetric range reaches below zero, so
-            that saturation does not do their work.
+        keep_activation_before: Tensors before which Relu and Clip must stay: their integers reach to values that are
+            cut off, so that saturation does not do that work.
         cache: Shared by all variants of one model.
         extra_options: More of ``quantize_static``'s ``extra_options``.
         float_outputs: Outputs of quantized ops that stay in floating point.
