@@ -108,8 +108,8 @@ def _reduced(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
     """Minima, maxima, sums and sums of squares [channels] of values [before, channels, after].
 
-    As many at a time as the processor's cache holds, along a long axis first: a few of them are added up in float32,
-    all of them in float64.
+    As many at a time as the processor's cache holds, along a long axis first. A few values, or those along one long
+    axis, are added up in float32, their sums in float64.
     """
     before, channels, after = blocks.shape
     step = min(max(1, _CHUNK // (channels * after)), _ADDED_IN_FLOAT32)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from distune.backends.base import InputInfo, RunnableModel
+from distune.backends.base import Feed, InputInfo, RunnableModel
 from distune.config.job import EvaluationSpec
 from distune.data.batch import Labels
 from distune.data.loader import DataSource, open_dataloader
@@ -285,9 +285,22 @@ class Evaluator:
 
     def _prepare(self, run: _Pass, batches: Iterable[Prepared]) -> None:
         """Announce batches that will be run whatever comes out."""
-        before = time.perf_counter()
-        run.model.prepare(((run.partition, batch.index), batch.feed) for batch in batches)
-        run.inference_s += time.perf_counter() - before
+        read_s = 0.0
+
+        def announced() -> Iterator[tuple[Hashable, Feed]]:
+            nonlocal read_s
+            coming = iter(batches)
+            while True:
+                before = time.perf_counter()
+                batch = next(coming, None)
+                read_s += time.perf_counter() - before
+                if batch is None:
+                    return
+                yield (run.partition, batch.index), batch.feed
+
+        start = time.perf_counter()
+        run.model.prepare(announced())
+        run.inference_s += time.perf_counter() - start - read_s
 
     def _step(self, run: _Pass, batch: Prepared) -> None:
         """Run one batch and give it to the metrics."""

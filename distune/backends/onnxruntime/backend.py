@@ -142,7 +142,7 @@ class OnnxRuntimeModel(RunnableModel):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return self._warnings
+        return self._warnings if self._suffix is None else (*self._warnings, *self._suffix.warnings)
 
     @cached_property
     def _execution(self) -> Execution:
@@ -217,7 +217,7 @@ class OnnxRuntimeBackend(Backend):
         self._finish(quantized.proto, graph, self._amx)
         chosen = set(config.quantized_ops)
         weighted = [op.name for op in self._capability.ops if op.has_weight and op.name in chosen]
-        warnings = (*quantized.warnings, *self._remarks(ranges, config))
+        warnings = (*quantized.warnings, *self._remarks(graph, ranges, config))
         return OnnxRuntimeModel(
             quantized.proto, threads, weighted, warnings, self._suffix(config, quantized.proto, threads)
         )
@@ -240,7 +240,7 @@ class OnnxRuntimeBackend(Backend):
             shared = self._proto(base)
             self._finish(shared, self._graph(base), self._amx)
             self._shared = SharedPrefix(shared, threads, samples, memory_limit)
-        return Suffix(self._shared, proto) if self._shared.cuts else None
+        return Suffix(self._shared, proto) if self._shared.cuts or self._shared.problem else None
 
     def prepare_calibration(self, sampling_size: int) -> None:
         self._calibrated_with = sampling_size
@@ -273,7 +273,7 @@ class OnnxRuntimeBackend(Backend):
         reduce_range = bool(deploy.get("reduce_range", self._reduce_range))
         config = self._effective(config)
         graph = restored_variant(self._model, rewrites(self.variant(config)), deploy.get("graph", {}))
-        amx = bool(deploy.get("amx", self._amx))
+        amx = bool(deploy.get("amx", False))  # records of before there was a difference are of models without
         return self._exported(graph, config, ranges, reduce_range, amx, weights, deploy.get("corrected", {}))
 
     def probe(
@@ -416,11 +416,12 @@ class OnnxRuntimeBackend(Backend):
             )
         return self._statistics[key]
 
-    def _remarks(self, ranges: Mapping[str, Range], config: TuningConfig) -> list[str]:
+    def _remarks(self, graph: GraphVariant, ranges: Mapping[str, Range], config: TuningConfig) -> list[str]:
         if not ranges:
             return []
         remarks = self._statistics_of(config).remarks()
-        return [f"tensor {name}: {remarks[name]}" for name in ranges if name in remarks]
+        measured = {name: measured_at(graph.model.index, name) for name in ranges}
+        return [f"tensor {name}: {remarks[source]}" for name, source in measured.items() if source in remarks]
 
     def _exported(
         self,

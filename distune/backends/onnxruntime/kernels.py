@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.graph import GraphIndex, attribute, tensors_read
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.simplify import zero_pads
 from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
@@ -217,7 +217,8 @@ def _remove_pairs(proto: onnx.ModelProto, candidates: set[str]) -> bool:
     """
     if not candidates:
         return False
-    read = {name for node in proto.graph.node for name in node.input} | {value.name for value in proto.graph.output}
+    read = {name for node in proto.graph.node for name in tensors_read(node)}
+    read |= {value.name for value in proto.graph.output}
     unread = [
         position
         for position, node in enumerate(proto.graph.node)

@@ -136,13 +136,22 @@ def _pools(model: onnx.ModelProto, user_types: dict[str, str]) -> dict[str, Sequ
         if sorted(axis % 4 for axis in axes) != [2, 3]:
             continue
         keeps = bool(attribute(node, "keepdims", 1))
-        pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
+        pooled = node.output[0] if keeps else _unused(f"{node.output[0]}_pooled", index)
         nodes = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name)]
         if not keeps:
-            nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], f"{node.name}_Flatten", axis=1))
+            nodes.append(
+                helper.make_node("Flatten", [pooled], [node.output[0]], _unused(f"{node.name}_Flatten", index), axis=1)
+            )
         user_types.update({each.name: each.op_type for each in nodes})
         replaced[node.name] = nodes
     return replaced
+
+
+def _unused(name: str, index: GraphIndex) -> str:
+    """``name``, or a longer one that no tensor and no node has."""
+    while any(name in taken for taken in (index.producer, index.inputs, index.initializers, index.nodes)):
+        name += "_"
+    return name
 
 
 def _replace(model: onnx.ModelProto, by: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
