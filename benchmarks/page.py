@@ -29,7 +29,7 @@ def main() -> int:
         "it and the machine. Where other work shared the machine its load average says so: wall times are then worth "
         "little, and ratios are made of processor seconds.",
     ]
-    for name, write in (("peers", _peers), ("scaling", _scaling), ("early_verdict", _early_verdict)):
+    for name, write in SECTIONS.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
             parts += write(json.loads(path.read_text()))
@@ -45,9 +45,10 @@ def _notes(figures: dict[str, Any]) -> list[str]:
 
 
 def _host(host: dict[str, Any]) -> str:
+    when = f", {host['when']}" if "when" in host else ""
     return (
         f"{host['cpu']}, {host['cores']} cores, load average {host['load_average']:.1f} at the start, "
-        f"Python {host['python']}, {host['when']}."
+        f"Python {host['python']}{when}."
     )
 
 
@@ -199,6 +200,87 @@ def _share(one: dict[str, Any], how: str) -> str:
     return "-" if one[how] is None else f"{one[how]:.0%}"
 
 
+def _latency_noise(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            row["situation"],
+            row["method"],
+            f"{row['median']:.3f}",
+            f"{row['deviation']:.1%}",
+            f"{row['worst']:.1%}",
+            f"{row['close']:.0%}",
+            _percent(row["coverage"]),
+            "" if row["half_width"] is None else f"{row['half_width']:.4f}",
+            _percent(row["noisy"]),
+        )
+        for row in figures["rows"]
+    ]
+    reference, goals = figures["reference"], figures["goals"]
+    head = ("situation", "method", "median", "off", "worst", "within 3%", "covered", "half width", "called noisy")
+    return [
+        "## Latency beside a noisy neighbour",
+        f"`python benchmarks/latency_noise.py`. {figures['config']}, {figures['repeats']} measurements in each "
+        f"situation, models loaded {figures['loaded']}. True ratio {reference['ratio']:.4f} "
+        f"[{reference['ci_low']:.4f}, {reference['ci_high']:.4f}], from {reference['pairs']} quiet pairs in between. "
+        f"Held is what distune does: neighbours are stopped while it measures. Goals for it: median within "
+        f"{goals['held_median']:.0%} of the quiet one, {goals['held_coverage']:.0%} of the intervals contain the true "
+        f"ratio. {_host(figures['host'])}",
+        _table(head, rows),
+        *_notes(figures),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _models(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            row["example"],
+            row["method"],
+            f"{row['metric']:.4f}",
+            f"{row['change']:+.1%}",
+            "yes" if row["met"] else "no",
+            f"{row['latency_ratio']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]",
+            "" if row["size_ratio"] is None else f"{row['size_ratio']:.2f}",
+        )
+        for row in figures["rows"]
+        if row["method"] != "fp32"
+    ]
+    return [
+        "## What comes out",
+        f"`python benchmarks/models.py`. The examples as they are shipped, on at most {figures['limit']} images, and "
+        f"the plain quantization of ONNX Runtime beside them. Metric: accuracy, for MiniLM Spearman's correlation, for the "
+        f"GPT perplexity. Latency at batch 1 and size are against fp32. {_host(figures['host'])}",
+        _table(("example", "method", "metric", "change", "met", "latency", "size"), rows),
+        *_notes(figures),
+    ]
+
+
+def _pytorch(figures: dict[str, Any]) -> list[str]:
+    rows = []
+    for run in figures["runs"]:
+        ratio = "" if run["ratio"] is None else f"{run['ratio']:.2f}"
+        words = (run["example"], run["strategy"], str(run["ranks"]), run["outcome"])
+        counts = (f"{run['int8']} of {run['ops']}", str(run["trials"]), ratio, run["winner"][:8])
+        rows.append((*words, f"{run['accuracy']:.4f}", f"{run['baseline']:.4f}", *counts))
+    head = ("model", "strategy", "ranks", "outcome", "accuracy", "fp32", "int8 ops", "trials", "latency", "winner")
+    alike = [
+        (one["example"], str(one["ops"]), f"{one['pytorch']:.4f}", f"{one['onnxruntime']:.4f}")
+        for one in figures["agreements"]
+    ]
+    return [
+        "## PyTorch",
+        "`python benchmarks/pytorch_acceptance.py --limit 500`. Latency is that of the lowered model against fp32 "
+        "compiled by the same compiler. The same winner on one rank and on three.",
+        _table(head, sorted(rows)),
+        "The same config in both backends, on the complete evaluation sets:",
+        _table(("model", "int8 ops", "PyTorch", "ONNX Runtime"), alike),
+        *_notes(figures),
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------------- forms
 
 
@@ -250,6 +332,17 @@ def _svg(parts: Iterable[str], height: int) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
         f'font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
     )
+
+
+SECTIONS = {
+    "models": _models,
+    "peers": _peers,
+    "scaling": _scaling,
+    "early_verdict": _early_verdict,
+    "latency_noise": _latency_noise,
+    "pytorch_acceptance": _pytorch,
+}
+"""What writes each file of results, in the order of the page."""
 
 
 if __name__ == "__main__":
