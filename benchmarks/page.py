@@ -251,8 +251,8 @@ def _models(figures: dict[str, Any]) -> list[str]:
     return [
         "## What comes out",
         f"`python benchmarks/models.py`. The examples as they are shipped, on at most {figures['limit']} images, and "
-        f"the plain quantization of ONNX Runtime beside them. Metric: accuracy, for MiniLM Spearman's correlation, for the "
-        f"GPT perplexity. Latency at batch 1 and size are against fp32. {_host(figures['host'])}",
+        f"the plain quantization of ONNX Runtime beside them. Metric: accuracy, for MiniLM Spearman's correlation, for "
+        f"the GPT perplexity. Latency at batch 1 and size are against fp32. {_host(figures['host'])}",
         _table(("example", "method", "metric", "change", "met", "latency", "size"), rows),
         *_notes(figures),
     ]
