@@ -48,8 +48,8 @@ def accuracy(made: Cifar, feeds: Feeds, granularity: str, recipes: tuple[str, ..
         ("per_channel", ("cross_layer_equalization",), 0.78),
         ("per_tensor", ("fast_bias_correction",), 0.68),
         ("per_tensor", ("adaround",), 0.65),
-        # All 25 pairs equalized, paddings between them or not: alone 0.522 (with 21 of them 0.572), since what is left of
-        # the error is in the means; where those are corrected 0.791 and 0.801 (0.790 and 0.799).
+        # All 25 pairs equalized, paddings between them or not: alone 0.522 (with 21 of them 0.572), since what is left
+        # of the error is in the means; where those are corrected 0.791 and 0.801 (0.790 and 0.799).
         ("per_tensor", ("cross_layer_equalization",), 0.5),
         ("per_tensor", ("cross_layer_equalization", "fast_bias_correction"), 0.785),
         ("per_tensor", ("adaround", "cross_layer_equalization", "fast_bias_correction"), 0.79),
