@@ -211,10 +211,9 @@ class Judging:
         return 2 * workers if stage.exit == "none" or not self._stop_at_first else workers
 
     def _last(self, stage: Stage, total: int | None) -> int:
-        """How many of the last candidates are wanted at once (``StageRun.want``): of those that all are judged."""
+        """How many of the last candidates are wanted at once: see ``StageRun.want``."""
         workers = len(self._dispatcher.workers)
-        all_judged = stage.base is not None and (stage.exit == "none" or not self._stop_at_first)
-        return LAST_ROUNDS * workers if all_judged and total is not None and workers > 1 else 0
+        return LAST_ROUNDS * workers if stage.base is not None and total is not None and workers > 1 else 0
 
     def _submit(self, config: TuningConfig, stage: Stage) -> int:
         body = self._request(config, stage)

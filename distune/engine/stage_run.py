@@ -14,7 +14,7 @@ from distune.engine.book import TrialBook
 from distune.evaluation.criterion import better
 from distune.strategies.stage import Candidate, Stage, StageResult, Trial
 
-LAST_ROUNDS = 4
+LAST_ROUNDS = 2
 """Trials a worker that are left of a stage when the longest of them should be begun first."""
 
 
