@@ -62,13 +62,18 @@ class Durations:
 
     def trial_s(self, config: TuningConfig) -> float:
         """Seconds of making and scoring the model of ``config``."""
+        factor = self._at_place(config)
+        if factor is None:
+            factor = self.spread[int(config.hash[:8], 16) % len(self.spread)] if self.spread else 1.0
+        return factor * (self.quantize_s + self.evaluate_s)
+
+    def _at_place(self, config: TuningConfig) -> float | None:
+        """What ``by_place`` says of ``config``; ``None`` where that is of other trials."""
+        if not self.by_place:
+            return None
         quantized = set(config.quantized_ops)
         alone = [place for place, (name, _) in enumerate(config.ops) if name not in quantized]
-        if self.by_place and len(alone) == 1:
-            place = alone[0] * len(self.by_place) // len(config.ops)
-            return self.by_place[place] * (self.quantize_s + self.evaluate_s)
-        factor = self.spread[int(config.hash[:8], 16) % len(self.spread)] if self.spread else 1.0
-        return factor * (self.quantize_s + self.evaluate_s)
+        return self.by_place[alone[0] * len(self.by_place) // len(config.ops)] if len(alone) == 1 else None
 
 
 @dataclass(frozen=True)
