@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper
 
+from distune.backends.cpu import needs_reduce_range
 from distune.backends.onnxruntime.capability import inspect
-from distune.backends.onnxruntime.cpu import needs_reduce_range
 from distune.backends.onnxruntime.options import ACTIVATION_OPTIONS, ACTIVATIONS, OP_KINDS
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.session import optimized_graph

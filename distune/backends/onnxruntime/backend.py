@@ -15,9 +15,9 @@ import onnx
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
 
 from distune.backends.base import Backend, ExportedModel, Feed, InputInfo, ModelFacts, Outputs, RunnableModel
+from distune.backends.cpu import has_amx, needs_reduce_range
 from distune.backends.onnxruntime.calibration import calibrated_tensors, collect, measured_at
 from distune.backends.onnxruntime.capability import inspect
-from distune.backends.onnxruntime.cpu import has_amx, needs_reduce_range
 from distune.backends.onnxruntime.diagnosis import diagnose
 from distune.backends.onnxruntime.dynamic import write_dynamic
 from distune.backends.onnxruntime.execution import Execution, executed_on_integers
