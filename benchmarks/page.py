@@ -155,8 +155,7 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
     if "master" in figures:
         master = figures["master"]
         rows = [
-            (layer["layer"], f"{layer['median_ms']:.3f}", f"{layer['p99_ms']:.3f}", f"{layer['trials_per_s']:.0f}")
-            for layer in master["layers"]
+            _cells(layer, layer="", median_ms=".3f", p99_ms=".3f", trials_per_s=".0f") for layer in master["layers"]
         ]
         parts += [
             f"What a trial costs the master, 64 real ranks whose trials sleep (goal {master['goal_ms']} ms median):",
@@ -165,16 +164,9 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
     return [*parts, *_notes(figures)]
 
 
-def _point_row(point: dict[str, Any]) -> tuple[str, ...]:
-    ranking = point["ranking_efficiency"]
-    return (
-        str(point["ranks"]),
-        f"{point['seconds']:.1f}",
-        f"{point['speedup']:.1f}",
-        f"{point['amdahl']:.1f}",
-        f"{point['speedup'] / point['amdahl']:.2f}",
-        "" if ranking is None else f"{ranking:.2f}",
-    )
+def _point_row(point: dict[str, Any]) -> list[str]:
+    told = _cells(point, ranks="", seconds=".1f", speedup=".1f", amdahl=".1f")
+    return [*told, f"{point['speedup'] / point['amdahl']:.2f}", *_cells(point, ranking_efficiency=".2f")]
 
 
 def _early_verdict(figures: dict[str, Any]) -> list[str]:
@@ -201,20 +193,8 @@ def _share(one: dict[str, Any], how: str) -> str:
 
 
 def _latency_noise(figures: dict[str, Any]) -> list[str]:
-    rows = [
-        (
-            row["situation"],
-            row["method"],
-            f"{row['median']:.3f}",
-            f"{row['deviation']:.1%}",
-            f"{row['worst']:.1%}",
-            f"{row['close']:.0%}",
-            _percent(row["coverage"]),
-            "" if row["half_width"] is None else f"{row['half_width']:.4f}",
-            _percent(row["noisy"]),
-        )
-        for row in figures["rows"]
-    ]
+    forms = {"situation": "", "method": "", "median": ".3f", "deviation": ".1%", "worst": ".1%", "close": ".0%"}
+    forms |= {"coverage": ".0%", "half_width": ".4f", "noisy": ".0%"}
     reference, goals = figures["reference"], figures["goals"]
     head = ("situation", "method", "median", "off", "worst", "within 3%", "covered", "half width", "called noisy")
     return [
@@ -225,26 +205,19 @@ def _latency_noise(figures: dict[str, Any]) -> list[str]:
         f"Held is what distune does: neighbours are stopped while it measures. Goals for it: median within "
         f"{goals['held_median']:.0%} of the quiet one, {goals['held_coverage']:.0%} of the intervals contain the true "
         f"ratio. {_host(figures['host'])}",
-        _table(head, rows),
+        _table(head, [_cells(row, **forms) for row in figures["rows"]]),
         *_notes(figures),
     ]
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
-
-
 def _models(figures: dict[str, Any]) -> list[str]:
     rows = [
-        (
-            row["example"],
-            row["method"],
-            f"{row['metric']:.4f}",
-            f"{row['change']:+.1%}",
+        [
+            *_cells(row, example="", method="", metric=".4f", change="+.1%"),
             "yes" if row["met"] else "no",
             f"{row['latency_ratio']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]",
-            "" if row["size_ratio"] is None else f"{row['size_ratio']:.2f}",
-        )
+            *_cells(row, size_ratio=".2f"),
+        ]
         for row in figures["rows"]
         if row["method"] != "fp32"
     ]
@@ -261,15 +234,10 @@ def _models(figures: dict[str, Any]) -> list[str]:
 def _pytorch(figures: dict[str, Any]) -> list[str]:
     rows = []
     for run in figures["runs"]:
-        ratio = "" if run["ratio"] is None else f"{run['ratio']:.2f}"
-        words = (run["example"], run["strategy"], str(run["ranks"]), run["outcome"])
-        counts = (f"{run['int8']} of {run['ops']}", str(run["trials"]), ratio, run["winner"][:8])
-        rows.append((*words, f"{run['accuracy']:.4f}", f"{run['baseline']:.4f}", *counts))
+        told = _cells(run, example="", strategy="", ranks="", outcome="", accuracy=".4f", baseline=".4f")
+        rows.append([*told, f"{run['int8']} of {run['ops']}", *_cells(run, trials="", ratio=".2f"), run["winner"][:8]])
     head = ("model", "strategy", "ranks", "outcome", "accuracy", "fp32", "int8 ops", "trials", "latency", "winner")
-    alike = [
-        (one["example"], str(one["ops"]), f"{one['pytorch']:.4f}", f"{one['onnxruntime']:.4f}")
-        for one in figures["agreements"]
-    ]
+    alike = [_cells(one, example="", ops="", pytorch=".4f", onnxruntime=".4f") for one in figures["agreements"]]
     return [
         "## PyTorch",
         "`python benchmarks/pytorch_acceptance.py --limit 500`. Latency is that of the lowered model against fp32 "
@@ -282,6 +250,11 @@ def _pytorch(figures: dict[str, Any]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------- forms
+
+
+def _cells(row: dict[str, Any], **forms: str) -> list[str]:
+    """What ``row`` says under these names, each in its format; nothing where it was not measured."""
+    return ["" if row[name] is None else format(row[name], form) for name, form in forms.items()]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
