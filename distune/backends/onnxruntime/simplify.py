@@ -38,8 +38,14 @@ def simplify(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
 
 
 def zero_pads(index: GraphIndex, pad: onnx.NodeProto) -> list[int] | None:
-    """What a Pad adds before and behind each axis, in the order of its second input; ``None`` unless it adds zeros,
-    at all axes in order, and so many as the graph says.
+    """The zeros that a Pad adds before and behind each axis; ``None`` where it adds anything else.
+
+    Args:
+        pad: A node that reads ``data``, ``pads`` and maybe ``constant_value``.
+
+    Returns:
+        As in ``pads``: the counts before each axis, then those behind each. ``None``, too, where they are not constant
+        or are those of chosen axes.
     """
     mode = next((item.s for item in pad.attribute if item.name == "mode"), b"constant")
     if mode != b"constant" or not 2 <= len(pad.input) <= 3 or pad.input[1] not in index.initializers:
