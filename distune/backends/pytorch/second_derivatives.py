@@ -8,7 +8,7 @@ taken out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +96,7 @@ class _Output(Function):  # type: ignore[misc]  # torch leaves it untyped
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,), (data, weight) = grads, ctx.saved_tensors
-        by_data = _Input.apply(grad, weight, data.shape, ctx.geometry) if ctx.needs_input_grad[0] else None
-        by_weight = _Weight.apply(grad, data, weight.shape, ctx.geometry) if ctx.needs_input_grad[1] else None
-        return by_data, by_weight, None
+        return *_derivatives(ctx, (_Input, _Weight), grad, data, weight), None
 
 
 class _Input(Function):  # type: ignore[misc]  # torch leaves it untyped
@@ -113,9 +111,7 @@ class _Input(Function):  # type: ignore[misc]  # torch leaves it untyped
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (data,), (grad, weight) = grads, ctx.saved_tensors
-        by_grad = _Output.apply(data, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
-        by_weight = _Weight.apply(grad, data, weight.shape, ctx.geometry) if ctx.needs_input_grad[1] else None
-        return by_grad, by_weight, None, None
+        return *_derivatives(ctx, (_Output, _Weight), grad, data, weight), None, None
 
 
 class _Weight(Function):  # type: ignore[misc]  # torch leaves it untyped
@@ -130,6 +126,21 @@ class _Weight(Function):  # type: ignore[misc]  # torch leaves it untyped
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (weight,), (grad, data) = grads, ctx.saved_tensors
-        by_grad = _Output.apply(data, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
-        by_data = _Input.apply(grad, weight, data.shape, ctx.geometry) if ctx.needs_input_grad[1] else None
-        return by_grad, by_data, None, None
+        return *_derivatives(ctx, (_Output, _Input), grad, data, weight), None, None
+
+
+def _derivatives(
+    ctx: Any, maps: tuple[type[Function], ...], grad: Tensor, data: Tensor, weight: Tensor
+) -> Iterator[Tensor | None]:
+    """What each of ``maps`` makes of these, ``None`` where autograd does not need it.
+
+    Args:
+        maps: By the inputs of the function that is differentiated, in their order: each leaves out that input.
+    """
+    taken = {
+        _Output: (data, weight),
+        _Input: (grad, weight, data.shape),
+        _Weight: (grad, data, weight.shape),
+    }
+    for by, needed in zip(maps, ctx.needs_input_grad, strict=False):  # the rest are no tensors
+        yield by.apply(*taken[by], ctx.geometry) if needed else None
