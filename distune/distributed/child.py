@@ -13,17 +13,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-from distune.backends.onnxruntime.node_folder import prefix_folder, remove_unused
+from distune.backends.node_folder import remove_unused
 from distune.distributed.chaos import Chaos
 from distune.distributed.child_process import ChildProcess
 from distune.distributed.child_protocol import Close, Ready, Setup
 from distune.distributed.frames import encode_frame
 from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.worker import Worker
-from distune.errors import ModelError
 from distune.trial.messages import DOING, Broadcast, Failure, FailureKind, LoadStatistics, Request, Result, UseOrder
 
 _READY_S = 900.0
@@ -156,9 +154,7 @@ class ChildWorker(Worker):
             peaceful = self._current is None and not self._suspended
             self._process.end(close=encode_frame(Close()) if peaceful else None)
             self._forget()
-            # Or the child of a rank that was lost; what cannot be removed now is removed by the next run.
-            with suppress(OSError, ModelError):
-                remove_unused(prefix_folder())
+            remove_unused()  # of this child, or of that of a rank that was lost
         self._current = None
 
     # ------------------------------------------------------------------------------------------------ the child's life

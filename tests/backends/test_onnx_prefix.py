@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from distune.backends.base import Feed
+from distune.backends.node_folder import shared_folder
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.cuts import Cut, computed_alike, find_cuts, spread, worth_most
-from distune.backends.onnxruntime.node_folder import prefix_folder
 from distune.backends.onnxruntime.prefix import SharedPrefix, Suffix
 from distune.space.op_config import FP32, TuningConfig
 from tests.backends.onnx_models import backend_of, default_config, model
@@ -122,11 +122,11 @@ def test_a_model_that_outlives_its_stage_holds_nothing_and_runs_as_a_whole() -> 
     before = [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)]
     shared = backend._shared
     assert shared is not None
-    assert prefix_folder().exists()
+    assert shared_folder().exists()
     backend.share(None)
-    assert not prefix_folder().exists()
+    assert not shared_folder().exists()
     assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == before
-    assert not prefix_folder().exists()
+    assert not shared_folder().exists()
 
 
 class _Wrong(SharedPrefix):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distune.backends.onnxruntime.node_folder import prefix_folder, remove_unused
+from distune.backends.node_folder import remove_unused, shared_folder
 from distune.backends.onnxruntime.prefix import SharedPrefix
 from distune.backends.onnxruntime.prefix_store import PrefixStore, batch_name
 from tests.backends.onnx_models import backend_of, default_config
@@ -39,7 +39,7 @@ def test_a_batch_is_for_one_rank_to_compute_and_for_all_to_read() -> None:
     mine.close()
     assert other.has("0")
     other.close()
-    assert not prefix_folder().exists(), "the last one clears up"
+    assert not shared_folder().exists(), "the last one clears up"
 
 
 def test_the_ranks_of_a_node_share_one_limit() -> None:
@@ -76,12 +76,12 @@ def test_what_a_killed_rank_leaves_is_removed_by_who_killed_it() -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, env=environment)
     assert process.stdout is not None
     process.stdout.readline()
-    remove_unused(prefix_folder())
-    assert list(prefix_folder().iterdir()), "still in use"
+    remove_unused()
+    assert list(shared_folder().iterdir()), "still in use"
     process.kill()
     process.communicate()
-    remove_unused(prefix_folder())
-    assert not prefix_folder().exists()
+    remove_unused()
+    assert not shared_folder().exists()
 
 
 def test_what_a_killed_rank_has_begun_is_begun_anew_when_nobody_else_is_left() -> None:
@@ -154,7 +154,7 @@ def test_two_processes_that_write_at_once_do_not_disturb_each_other() -> None:
     assert sum(int(count) for _, count in said) > 10
     for process in processes:
         process.communicate("\n")
-    assert not prefix_folder().exists()
+    assert not shared_folder().exists()
 
 
 def test_batches_are_told_apart_by_their_data() -> None:
@@ -179,8 +179,8 @@ def test_two_ranks_fill_the_store_together_and_give_the_bits_of_the_whole_model(
         assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == expected
         assert isinstance(rank._shared, SharedPrefix)
         assert rank._shared._kept == set(range(len(feeds))), "what the one has computed the other reads"
-    begun = list(prefix_folder().glob("*/*.begun"))
+    begun = list(shared_folder().glob("*/*.begun"))
     assert len(begun) == len(feeds), "each batch once"
     for rank in ranks:
         rank.share(None)
-    assert not prefix_folder().exists()
+    assert not shared_folder().exists()

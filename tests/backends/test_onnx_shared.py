@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from distune.backends.node_folder import shared_folder
 from distune.backends.onnxruntime import shared
 from distune.backends.onnxruntime.model import open_model
 from distune.backends.onnxruntime.preprocess import prepare
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(shared, "WORTH_BYTES", 64)
     monkeypatch.setattr(shared, "_SHARED_BYTES", 256)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path / f"distune-weights-{os.getuid()}"
+    return shared_folder()
 
 
 def files(folder: Path) -> list[str]:
@@ -115,7 +115,7 @@ def test_other_processes_use_the_file_that_is_there_and_leave_it_there(folder: P
     spec = ModelSpec("onnxruntime", str(path))
     ours = open_model(spec)
     (name,) = files(folder)
-    inode = (folder / name).stat().st_ino
+    inode = (folder / name / "distune.weights").stat().st_ino
     program = f"""
 import os, signal, tempfile
 from distune.backends.onnxruntime import shared
@@ -129,7 +129,7 @@ print(*os.listdir({str(folder)!r}), flush=True)
 """
     seen = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert seen == [name]
-    assert (folder / name).stat().st_ino == inode
+    assert (folder / name / "distune.weights").stat().st_ino == inode
     # One that is killed leaves its file; the next that writes one removes it.
     killed = program.replace(str(path), str(folder.parent / "other.onnx")) + "os.kill(os.getpid(), signal.SIGKILL)"
     onnx.save(embedding_model(seed=1), folder.parent / "other.onnx")

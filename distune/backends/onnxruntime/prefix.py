@@ -32,8 +32,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from distune.backends.base import Feed, Outputs
+from distune.backends.node_folder import shared_folder
 from distune.backends.onnxruntime.cuts import Cut, computed_alike, find_cuts, part, spread, value_of, worth_most
-from distune.backends.onnxruntime.node_folder import prefix_folder
 from distune.backends.onnxruntime.prefix_store import PrefixStore, batch_name
 from distune.backends.onnxruntime.session import create_session
 from distune.errors import ModelError
@@ -147,7 +147,7 @@ class SharedPrefix:
         except (OSError, ModelError, ValueError) as error:
             self.clear()
             self.problem = (
-                f"what trials share could not be kept in {prefix_folder()} ({error}), so each runs as a whole: make "
+                f"what trials share could not be kept in {shared_folder()} ({error}), so each runs as a whole: make "
                 "room there or set TMPDIR to a folder with room"
             )
 

@@ -7,23 +7,20 @@ is read comes out of the system's page cache, which is in memory once a node.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distune.backends.base import Feed
-from distune.backends.onnxruntime.node_folder import join, leave, prefix_folder
+from distune.backends.node_folder import join, leave, turn
 
-_TURN = "turn"
 _CUTS = "cuts.json"
 
 
@@ -41,13 +38,13 @@ class PrefixStore:
 
     def __init__(self, name: str, limit: int) -> None:
         self._limit = limit
-        self._folder, lock = join(prefix_folder(), name)
+        self._folder, lock = join(name)
         self._let_go = weakref.finalize(self, leave, self._folder, lock)
 
     def agree(self, choose: Callable[[], Sequence[str]]) -> tuple[str, ...]:
         """The names that the first process of the node has chosen; the others wait for it."""
         path = self._folder / _CUTS
-        with self._turn():  # given back by a process that dies, too
+        with turn(self._folder):
             if path.exists():
                 return tuple(json.loads(path.read_text()))
             chosen = tuple(choose())
@@ -83,7 +80,7 @@ class PrefixStore:
             new.mkdir()
             for at, array in enumerate(tensors.values()):
                 np.save(new / f"{at}.npy", array)
-            with self._turn():
+            with turn(self._folder):
                 fits = self.size + size <= self._limit
                 if fits:
                     new.rename(self._folder / batch)
@@ -100,12 +97,6 @@ class PrefixStore:
     def close(self) -> None:
         """Let go. May be called twice."""
         self._let_go()
-
-    @contextmanager
-    def _turn(self) -> Iterator[BinaryIO]:
-        with (self._folder / _TURN).open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
 
 
 def batch_name(feed: Feed) -> str:

@@ -24,10 +24,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from distune.backends.node_folder import shared_folder
 from distune.backends.onnxruntime.weight_files import (
-    SUFFIX,
     WeightFile,
-    folder_path,
     is_ours,
     open_files,
     opened,
@@ -157,7 +156,7 @@ class LightModel:
             for name in names:
                 open_files[name].users += 1
             self._finalizer = weakref.finalize(self, release, tuple(names))
-        self.folder = str(folder_path()) if names else ""
+        self.folder = str(shared_folder()) if names else ""
 
     def close(self) -> None:
         """Let go of the files. May be called twice."""
@@ -200,7 +199,7 @@ def adopted(model: onnx.ModelProto, folder: Path) -> Iterator[onnx.ModelProto]:
                         f"to be in {folder} and is not"
                     )
                 names[location] = f"adopted-{uuid.uuid4().hex}"
-                open_files[names[location]] = WeightFile(path, os.open(path, os.O_RDONLY))
+                open_files[names[location]] = WeightFile(path, names[location])
             if offset + length > len(open_files[names[location]].content):
                 raise ModelError(f"{folder / location} ends before the weight {tensor.name!r} of the model does")
             for entry in tensor.external_data:
@@ -209,7 +208,7 @@ def adopted(model: onnx.ModelProto, folder: Path) -> Iterator[onnx.ModelProto]:
         yield model
     finally:
         for name in names.values():
-            os.close(open_files.pop(name).descriptor)
+            open_files.pop(name, None)
 
 
 def _is_settled(tensor: TensorProto) -> bool:
@@ -253,7 +252,7 @@ def _moved(tensors: Sequence[TensorProto], shared: bool) -> dict[str, TensorProt
             offsets[key] = end
             end += _size(new[key]) + -_size(new[key]) % _PAGE
         name = hashlib.blake2b(" ".join(offsets).encode(), digest_size=16).hexdigest() if shared else uuid.uuid4().hex
-        file = opened(f"{name}{SUFFIX}", partial(_write, new, offsets))
+        file = opened(name, partial(_write, new, offsets))
         if shared:
             file.offsets.update(offsets)
         known.update(dict.fromkeys(new, file))
@@ -264,7 +263,7 @@ def _moved(tensors: Sequence[TensorProto], shared: bool) -> dict[str, TensorProt
         light = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         light.data_location = TensorProto.EXTERNAL
         offset = offsets[key] if key in offsets else file.offsets[key]
-        for entry, text in (("location", file.path.name), ("offset", offset), ("length", _size(tensor))):
+        for entry, text in (("location", file.location), ("offset", offset), ("length", _size(tensor))):
             light.external_data.add(key=entry, value=str(text))
         made[tensor.name] = light
     return made
