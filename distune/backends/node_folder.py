@@ -16,8 +16,8 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from distune.errors import ModelError
 
@@ -71,13 +71,14 @@ def remove_unused() -> None:
 
 
 @contextmanager
-def turn(folder: Path) -> Iterator[BinaryIO]:
+def turn(folder: Path) -> Iterator[FileIO]:
     """Nobody else who uses ``folder`` is between here and the end; a process that dies gives its turn back.
 
     Yields:
-        A file that is empty at first; who has the turn may keep in it what the next one is to know.
+        A file that is empty at first; who has the turn may keep in it what the next one is to know. What is written
+        is there at once, also for those who come after a process that was killed.
     """
-    with open(os.open(folder / _TURN, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+    with open(os.open(folder / _TURN, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
 

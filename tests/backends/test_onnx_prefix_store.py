@@ -157,6 +157,67 @@ def test_two_processes_that_write_at_once_do_not_disturb_each_other() -> None:
     assert not shared_folder().exists()
 
 
+def test_the_limit_is_kept_to_the_byte_by_many_small_files_of_three_processes() -> None:
+    """A file of a few bytes takes many more with its header."""
+    code = (
+        "import os, tempfile; tempfile.tempdir = os.environ['FOLDER']\n"
+        "import numpy as np\n"
+        "from distune.backends.onnxruntime.prefix_store import PrefixStore\n"
+        "store = PrefixStore('x', 20_000); store.agree(list); print('ready', flush=True); input()\n"
+        "wrote = [n for n in range(99) if store.write(f'{os.getpid()}-{n}', {'a': np.zeros(n), 'b': np.zeros(1)})]\n"
+        "print(store.size, len(wrote), flush=True); input()"
+    )
+    environment = {**os.environ, "FOLDER": str(tempfile.tempdir)}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) for _ in range(3)]
+    for answer in ("ready", "sizes"):
+        said = [process.stdout.readline().split() for process in processes if process.stdout is not None]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        if answer == "ready":
+            assert said == [["ready"]] * 3
+    sizes, counts = zip(*([int(number) for number in line] for line in said), strict=True)
+    assert max(sizes) <= 20_000
+    assert max(sizes) > 20_000 - 3 * (2 * 128 + 100 * 8), "it is used, too"
+    assert sum(counts) > 30
+    for process in processes:
+        process.communicate()
+
+
+def test_what_a_batch_costs_does_not_grow_with_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[object] = []
+    monkeypatch.setattr("os.scandir", lambda path, real=os.scandir: looks.append(path) or real(path))
+    store = PrefixStore("x", LIMIT)
+    costs = []
+    for number in range(30):
+        looks.clear()
+        store.write(str(number), TENSORS)
+        costs.append(len(looks))
+    assert len(set(costs)) == 1
+
+
+def test_a_rank_that_is_killed_while_it_writes_has_counted_too_much_until_the_next_one_opens_the_store() -> None:
+    code = (
+        "import os, tempfile; tempfile.tempdir = os.environ['FOLDER']\n"
+        "import numpy as np; from pathlib import Path\n"
+        "from distune.backends.onnxruntime.prefix_store import PrefixStore\n"
+        "Path.rename = lambda *given: os.kill(os.getpid(), 9)\n"
+        "PrefixStore('x', 1000).write('killed', {'a': np.zeros(500, np.uint8)})"
+    )
+    first = PrefixStore("x", 1000)
+    environment = {**os.environ, "FOLDER": str(tempfile.tempdir)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -9
+    assert first.size == 0
+    assert not first.write("0", {"a": np.zeros(500, np.uint8)}), "what it has left takes room"
+    second = PrefixStore("x", 1000)
+    second.agree(list)
+    assert first.write("0", {"a": np.zeros(500, np.uint8)})
+    assert not second.write("1", {"a": np.zeros(500, np.uint8)})
+
+
 def test_batches_are_told_apart_by_their_data() -> None:
     feed: dict[str, np.ndarray] = {"x": np.arange(6, dtype=np.float32), "mask": np.ones(2, np.int64)}
     assert batch_name(feed) == batch_name(dict(reversed(feed.items())))

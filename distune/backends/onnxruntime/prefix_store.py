@@ -13,6 +13,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class PrefixStore:
     def agree(self, choose: Callable[[], Sequence[str]]) -> tuple[str, ...]:
         """The names that the first process of the node has chosen; the others wait for it."""
         path = self._folder / _CUTS
-        with turn(self._folder):
+        with turn(self._folder) as counter:
+            _count(counter, self.size)  # who was killed may have counted what never came
             if path.exists():
                 return tuple(json.loads(path.read_text()))
             chosen = tuple(choose())
@@ -72,31 +74,47 @@ class PrefixStore:
 
     def write(self, batch: str, tensors: Mapping[str, NDArray[Any]]) -> bool:
         """Share the tensors of a batch that was claimed; ``False`` where there is no room for them."""
-        size = sum(array.nbytes for array in tensors.values())
-        if self.size + size > self._limit:
-            return False
+        with turn(self._folder) as counter:
+            if _counted(counter) + sum(array.nbytes for array in tensors.values()) > self._limit:
+                return False
         new = self._folder / f"{batch}.new"
         try:
             new.mkdir()
             for at, array in enumerate(tensors.values()):
                 np.save(new / f"{at}.npy", array)
-            with turn(self._folder):
-                fits = self.size + size <= self._limit
-                if fits:
-                    new.rename(self._folder / batch)
+            with turn(self._folder) as counter:
+                size = _counted(counter) + _size(new)
+                if size > self._limit:
+                    return False
+                _count(counter, size)  # first: who is killed in between has counted too much, not too little
+                new.rename(self._folder / batch)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-        return fits
+        return True
 
     @property
     def size(self) -> int:
-        """Bytes of the tensors that are there."""
-        folders = [entry.path for entry in os.scandir(self._folder) if entry.is_dir() and "." not in entry.name]
-        return sum(file.stat().st_size for folder in folders for file in os.scandir(folder))
+        """Bytes of the tensors that are there, added up file by file."""
+        return sum(_size(entry) for entry in os.scandir(self._folder) if entry.is_dir() and "." not in entry.name)
 
     def close(self) -> None:
         """Let go. May be called twice."""
         self._let_go()
+
+
+def _size(folder: os.PathLike[str]) -> int:
+    return sum(file.stat().st_size for file in os.scandir(folder))
+
+
+def _counted(counter: FileIO) -> int:
+    """The bytes that were counted last, read from the file of the turn."""
+    counter.seek(0)
+    return int.from_bytes(counter.read(), "little")
+
+
+def _count(counter: FileIO, size: int) -> None:
+    counter.seek(0)
+    counter.write(size.to_bytes(8, "little"))
 
 
 def batch_name(feed: Feed) -> str:
