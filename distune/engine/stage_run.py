@@ -57,7 +57,11 @@ class StageRun:
         )
         self._candidates: list[Candidate] = []
         self._outcomes: dict[str, Trial] = {}
+        self._looked_at = 0
         self._asked: set[str] = set()
+        self._unanswered: set[str] = set()
+        self._unpaid: set[str] = set()
+        self._last_asked = False
         self._decided: list[Trial] = []
         self._met: Trial | None = None
         self._over = False
@@ -94,43 +98,40 @@ class StageRun:
                 that change one op each, from the last op to the first, the last ones take longest, since nothing
                 before an op is computed again: where they are begun last, workers wait for them.
         """
-        if last and self._all_but(last):
-            return self._want(len(self._candidates))[::-1]
-        return self._want(ahead)
+        if last and not self._last_asked and self._are_left(last):
+            self._last_asked = True
+            return self._ask(len(self._candidates))[::-1]
+        return self._ask(ahead)
 
-    def _all_but(self, last: int) -> bool:
+    def _are_left(self, last: int) -> bool:
         """Whether at most ``last`` candidates were not asked for yet."""
         return self._candidate(len(self._asked) + last) is None
 
-    def _want(self, ahead: int) -> list[Candidate]:
+    def _ask(self, ahead: int) -> list[Candidate]:
+        """The next candidates, until ``ahead`` are open; goes on where it stopped the last time."""
         wanted: list[Candidate] = []
-        new: set[str] = set()
-        open_now = 0
-        index = self.position
-        allowed = self._book.remaining - self.stage.reserve
-        while not self._over and open_now < ahead:
-            candidate = self._candidate(index)
+        while not self._over and len(self._unanswered) < ahead:
+            candidate = self._candidate(self._looked_at)
             if candidate is None:
                 break
-            index += 1
             config_hash = candidate.config.hash
             known = self._book.find(config_hash)
-            if config_hash in new or (known is not None and self._enough(known)):
-                continue
-            if known is None:
-                if allowed <= 0:
-                    break
-                allowed -= 1
-            new.add(config_hash)
-            open_now += config_hash not in self._outcomes
-            if config_hash not in self._asked:
+            if config_hash not in self._asked and (known is None or not self._enough(known)):
+                if known is None:
+                    if self._book.remaining - self.stage.reserve <= len(self._unpaid):
+                        break
+                    self._unpaid.add(config_hash)
                 self._asked.add(config_hash)
+                if config_hash not in self._outcomes:
+                    self._unanswered.add(config_hash)
                 wanted.append(candidate)
+            self._looked_at += 1
         return wanted
 
     def take(self, trial: Trial) -> None:
         """An outcome has arrived. ``trial.id`` is not looked at; the book gives it."""
         self._outcomes[trial.config.hash] = trial
+        self._unanswered.discard(trial.config.hash)
 
     def decide(self, limit: int | None = None) -> list[Decision]:
         """The decisions that can be taken now, in candidate order, at most ``limit`` of them."""
@@ -167,6 +168,8 @@ class StageRun:
             trial, again = self._book.add(_labelled(self._outcomes.pop(config_hash), candidate)), False
         else:
             return None
+        self._unanswered.discard(config_hash)
+        self._unpaid.discard(config_hash)
         self._decided.append(trial)
         return Decision(self.position - 1, trial, again)
 

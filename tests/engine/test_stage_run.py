@@ -149,3 +149,26 @@ def test_a_slow_trial_keeps_no_worker_waiting() -> None:
     run.take(outcome(1, 0.5))
     assert run.decide() == []
     assert [candidate.label for candidate in run.want(2)] == ["2"]
+
+
+def test_the_last_candidates_are_wanted_once_all_together_and_in_the_opposite_order() -> None:
+    run = StageRun(Stage("s", [Candidate(config(i), str(i)) for i in range(9)], exit="none"), TrialBook(100), True)
+    named: list[list[str]] = []
+    while not run.ended:
+        wanted = run.want(2, last=4)
+        named.append([candidate.label for candidate in wanted])
+        for candidate in wanted:
+            run.take(Trial(0, "s", candidate.config, "not_met", accuracy=0.5))
+        run.decide()
+    assert named == [["0", "1"], ["2", "3"], ["4", "5"], ["8", "7", "6"]]
+
+
+def test_a_candidate_is_not_looked_at_again_while_its_answer_is_awaited() -> None:
+    looked: list[str] = []
+    book = TrialBook(100)
+    judged = [book.add(outcome(i, 0.5)).config.hash for i in range(8)]
+    stage = Stage("s", [Candidate(config(i), str(i)) for i in range(9)], exit="none")
+    run = StageRun(stage, book, True, lambda trial: not looked.append(trial.config.hash))  # type: ignore[func-returns-value]
+    for _ in range(5):
+        run.want(3, last=9)
+    assert looked == judged
