@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from distune.config.job import TuningJob
 from distune.engine.book import TrialBook
-from distune.engine.dispatcher import Dispatcher
+from distune.engine.dispatcher import Dispatcher, Outcome
 from distune.engine.failures import raise_failure
 from distune.errors import TransportError, UserCodeError
 from distune.evaluation.criterion import check_directions, metric_targets, target_accuracy, threshold_targets
-from distune.trial.messages import Accuracy, Baseline, Failure
+from distune.trial.messages import Accuracy, Baseline, Failure, RequestBody, Survey, Surveyed
 
 _DEADLINE_S = 300.0
 _DEADLINE_BASELINES = 50
@@ -19,36 +19,59 @@ _DEADLINE_BASELINES = 50
 
 
 def score_baseline(
-    job: TuningJob, dispatcher: Dispatcher, book: TrialBook, meanwhile: Callable[[], None]
+    job: TuningJob, dispatcher: Dispatcher, book: TrialBook, shards: int, meanwhile: Callable[[], None]
 ) -> tuple[Accuracy, float]:
     """Have fp32 scored; sets the book's targets and the dispatcher's deadline.
 
     Args:
-        meanwhile: What the other ranks can do while one of them scores it; not called where the score is known.
+        shards: Workers that score it together, a shard each; the score is the same for any number.
+        meanwhile: What else is wanted of the workers then; not called where the score is known.
 
     Returns:
-        The score, and the seconds that it took.
+        The score, and the seconds that it took, all workers' together.
 
     Raises:
         UserCodeError: The score is no finite number, so that nothing can be compared with it.
         UsageError: The model, the data or the user's function is at fault.
     """
-    wanted = Baseline()
-    task = dispatcher.submit(wanted)
-    if not dispatcher.knows(wanted):
-        meanwhile()
-    outcome = dispatcher.wait([task])[0]
-    body, seconds = outcome.body, outcome.end_s - outcome.start_s
-    if isinstance(body, Failure):
-        means = "" if job.evaluation.eval_func is None else " with the eval_func"
-        raise_failure(body, f"scoring the fp32 model{means} failed: ")
+    outcome = _scored(job, dispatcher, shards, meanwhile)
+    body = outcome.body
     if not isinstance(body, Accuracy):
         raise TransportError(f"worker {outcome.rank} answered Baseline with {type(body).__name__}")
+    seconds = max(outcome.end_s - outcome.start_s, body.evaluate_s)
     # How long training takes does not follow from how long scoring does: it has the deadline that the user gives.
     if job.limits.deadline_s is None and job.approach != "qat":
         dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * seconds)
     _set_targets(job, book, body)
     return body, seconds
+
+
+def _scored(job: TuningJob, dispatcher: Dispatcher, shards: int, meanwhile: Callable[[], None]) -> Outcome:
+    if dispatcher.knows(Baseline()):
+        return _answered(job, dispatcher, [Baseline()])[0]
+    if shards < 2:
+        return _answered(job, dispatcher, [Baseline()], meanwhile)[0]
+    outcomes = _answered(job, dispatcher, [Survey(shard, shards) for shard in range(shards)], meanwhile)
+    surveys = tuple(outcome.body for outcome in outcomes if isinstance(outcome.body, Surveyed))
+    if len(surveys) < shards:
+        raise TransportError("a worker answered Survey with something else")
+    return _answered(job, dispatcher, [Baseline(surveys)])[0]
+
+
+def _answered(
+    job: TuningJob,
+    dispatcher: Dispatcher,
+    requests: Sequence[RequestBody],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> list[Outcome]:
+    tasks = [dispatcher.submit(request) for request in requests]
+    meanwhile()
+    outcomes = dispatcher.wait(tasks)
+    for outcome in outcomes:
+        if isinstance(outcome.body, Failure):
+            means = "" if job.evaluation.eval_func is None else " with the eval_func"
+            raise_failure(outcome.body, f"scoring the fp32 model{means} failed: ")
+    return outcomes
 
 
 def _set_targets(job: TuningJob, book: TrialBook, body: Accuracy) -> None:

@@ -130,8 +130,10 @@ class _Worker:
         match body:
             case m.Inspect():
                 return self._inspection, took.startup_s
+            case m.Survey():
+                return m.Surveyed(b""), took.baseline_s / body.shards
             case m.Baseline():
-                return self._scored(_BASELINE), took.baseline_s
+                return self._scored(_BASELINE), 0.0 if body.surveys else took.baseline_s
             case m.Calibrate():
                 samples = len(range(body.shard, body.sampling_size, body.shards))
                 seconds = took.calibrate_s * samples

@@ -230,7 +230,8 @@ class Tuner:
 
     def _score_baseline(self) -> None:
         assert self._judging is not None  # set by _open_journal
-        self._baseline, seconds = score_baseline(self._job, self._dispatcher, self._book, self._calibrate_first)
+        shards = self._fp32_shards()
+        self._baseline, seconds = score_baseline(self._job, self._dispatcher, self._book, shards, self._calibrate_first)
         for warning in self._baseline.warnings:
             self._warn(warning)
         if self._baseline.order:
@@ -244,6 +245,15 @@ class Tuner:
                 seconds,
             )
         )
+
+    def _fp32_shards(self) -> int:
+        """Workers that score fp32 together: all, where the metrics allow it, but none without a batch."""
+        assert self._inspection is not None  # set by _inspect
+        if not self._inspection.fp32_in_shards:
+            return 1
+        samples, batch_size = (self._inspection.data.get(name) for name in ("samples", "batch_size"))
+        batches = -(-samples // batch_size) if samples and batch_size else len(self._dispatcher.workers)
+        return min(batches, len(self._dispatcher.workers))
 
     def _calibrate_first(self) -> None:
         """Calibrate for the config that is judged first."""
@@ -423,7 +433,7 @@ class Tuner:
         return Timing(
             total_s=total,
             startup_s=self._startup_s,
-            baseline_s=busy.seconds.get("Baseline", 0.0),
+            baseline_s=busy.seconds.get("Survey", 0.0) + busy.seconds.get("Baseline", 0.0),
             calibration_s=busy.seconds.get("Calibrate", 0.0),
             quantize_s=0.0 if judging is None else judging.quantize_s,
             accuracy_s=0.0 if judging is None else judging.accuracy_s,

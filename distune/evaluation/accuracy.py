@@ -168,33 +168,88 @@ class Evaluator:
             )
         self._order = order
 
+    @property
+    def fp32_in_shards(self) -> bool:
+        """Whether ``survey_fp32`` in shards gives, bit for bit, the score that one pass over all batches gives.
+
+        That is where every metric is a function of exact sums over the samples.
+        """
+        return self._can_bound and all(form.rounding == 0 for form in self._forms)
+
+    def survey_fp32(self, model: RunnableModel, shard: int, shards: int, watch: Watch | None = None) -> Survey:
+        """What the fp32 model says of the batches whose index is ``shard`` modulo ``shards``.
+
+        All batches are read, and kept where they fit: every trial will need them.
+        """
+        survey = self._empty_survey()
+        self._survey(survey, self._begin(model, watch=watch), shard, shards)
+        return survey
+
     def score_fp32(
-        self, model: RunnableModel, parameters: Mapping[str, Any] | None = None, watch: Watch | None = None
+        self,
+        model: RunnableModel,
+        parameters: Mapping[str, Any] | None = None,
+        watch: Watch | None = None,
+        in_order: bool = True,
+        surveys: Sequence[bytes] = (),
     ) -> Score:
         """Score the fp32 model on the user's own batches, and take the order of the samples from what it says.
 
         Afterwards ``order`` is known, where there can be one: every metric has a per-sample form with bounds, the
         samples can be put into other batches, and the model is seen to say the same of them there.
+
+        Args:
+            in_order: An order is wanted.
+            surveys: What the model says, where all shards were surveyed already (``Survey.encode``). It is run on one
+                batch only then.
+
+        Raises:
+            DataError: The surveys are not of the batches that there are here.
         """
-        if not self._can_bound:
+        if not surveys and not (in_order and self._can_bound):
             return self.score(model, parameters, watch=watch)
-        survey = Survey(self._forms, [self._directions[form.name] for form in self._forms])
-        start = time.perf_counter()
-        run = self._begin(model, watch=watch)
-        for batch in self._batches:
-            self._step(run, batch)
-            survey.take(self._outcomes(run), self._margins(run))
-        score = self._complete(run, Demand(), start)
-        if len(self._batches.sizes) > 1 and self._batches.reorder():
-            order = survey.order(self._batches.sizes)
-            middle = order.decisive[0]
-            check = self._begin(model, order)
-            self._step(check, next(self._batches.ordered(order.rows, [middle])))
-            end = sum(self._batches.sizes[: middle + 1])
-            rows = order.rows[end - self._batches.sizes[middle] : end]
-            if survey.agrees(rows, self._outcomes(check), self._margins(check)):
-                self._order = order
+        survey = self._empty_survey()
+        if surveys:
+            for blob in surveys:
+                survey.join(blob)
+            results, samples = survey.results(), sum(survey.sizes)
+            value = self._combined(list(results.values()))
+            score = Score(value, results, samples, True, survey.evaluate_s, survey.inference_s, value, value)
+        else:
+            start, run = time.perf_counter(), self._begin(model, watch=watch)
+            self._survey(survey, run)
+            score = self._complete(run, Demand(), start)
+        if in_order and len(survey.sizes) > 1 and self._batches.reorder():
+            self._order = self._found_order(survey, model)
         return score
+
+    def _empty_survey(self) -> Survey:
+        return Survey(self._forms, [self._directions[form.name] for form in self._forms])
+
+    def _survey(self, survey: Survey, run: _Pass, shard: int = 0, shards: int = 1) -> None:
+        start = time.perf_counter()
+        for batch in self._batches:
+            if batch.index % shards == shard:
+                self._step(run, batch)
+                survey.take(batch.index, self._outcomes(run), self._margins(run))
+        survey.evaluate_s, survey.inference_s = time.perf_counter() - start, run.inference_s
+
+    def _found_order(self, survey: Survey, model: RunnableModel) -> SampleOrder | None:
+        """The order, unless the model says something else of the samples in it."""
+        if self._batches.sizes != survey.sizes:
+            raise DataError(
+                f"the evaluation data differ between the ranks: {sum(self._batches.sizes)} samples in "
+                f"{len(self._batches.sizes)} batches here, {sum(survey.sizes)} in {len(survey.sizes)} where fp32 was "
+                "scored"
+            )
+        order = survey.order()
+        middle = order.decisive[0]
+        check = self._begin(model, order)
+        self._step(check, next(self._batches.ordered(order.rows, [middle])))
+        end = sum(survey.sizes[: middle + 1])
+        rows = order.rows[end - survey.sizes[middle] : end]
+        agrees = survey.agrees(rows, self._outcomes(check), self._margins(check))
+        return order if agrees else None
 
     @property
     def order(self) -> SampleOrder | None:

@@ -72,6 +72,16 @@ class Watch:
         self._outputs.take(self._names, outputs)
 
     @property
+    def counts(self) -> tuple[Mapping[str, tuple[int, int]], Mapping[str, tuple[int, int]]]:
+        """NaN and infinities of inputs and of outputs, by name, of those that hold any."""
+        return self._inputs.counts, self._outputs.counts
+
+    def add(self, inputs: Mapping[str, tuple[int, int]], outputs: Mapping[str, tuple[int, int]]) -> None:
+        """Add what another one has counted."""
+        self._inputs.add(inputs)
+        self._outputs.add(outputs)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """For the user: what of the data and of the outputs of fp32 is not finite."""
         if not self._outputs.counts:

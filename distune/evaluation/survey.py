@@ -1,8 +1,13 @@
-"""What the fp32 model says of every sample, and the order of the samples that follows from it."""
+"""What the fp32 model says of every sample, and the order of the samples that follows from it.
+
+Several workers can each make the survey of a shard; joined, these are the survey of the whole set, whoever made them.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,22 +28,64 @@ class Survey:
     Args:
         forms: The metrics.
         higher: Whether higher is better, by metric.
+
+    Attributes:
+        evaluate_s, inference_s: Seconds that it took, and of them in inference.
     """
 
     def __init__(self, forms: Sequence[PerSampleForm], higher: Sequence[bool]) -> None:
         self._forms = forms
         self._higher = higher
-        self._outcomes: list[list[Outcomes]] = [[] for _ in forms]
-        self._margins: list[list[Margins]] = [[] for _ in forms]
+        self._batches: dict[int, tuple[Sequence[Outcomes], Sequence[Margins]]] = {}
+        self.evaluate_s = 0.0
+        self.inference_s = 0.0
 
-    def take(self, outcomes: Sequence[Outcomes], margins: Sequence[Margins]) -> None:
-        """One batch, by metric."""
-        for kept, found in zip(self._outcomes, outcomes, strict=True):
-            kept.append(found)
-        for kept_margins, margin in zip(self._margins, margins, strict=True):
-            kept_margins.append(margin)
+    def take(self, index: int, outcomes: Sequence[Outcomes], margins: Sequence[Margins]) -> None:
+        """The batch number ``index``, by metric."""
+        self._batches[index] = (outcomes, margins)
 
-    def order(self, sizes: Sequence[int]) -> SampleOrder:
+    def encode(self) -> bytes:
+        """As bytes that ``join`` reads: 24 bytes a sample and metric."""
+        arrays: dict[str, Any] = {
+            "seconds": np.array([self.evaluate_s, self.inference_s]),
+            "indices": np.array(sorted(self._batches), np.int64),
+            "sizes": np.array(self.sizes, np.int64),
+        }
+        for metric in range(len(self._forms) if self._batches else 0):
+            arrays[f"values{metric}"] = self._values()[metric]
+            arrays[f"weights{metric}"] = self._weights()[metric]
+            margins = self._of_metric(metric)
+            if margins is not None:
+                arrays[f"margins{metric}"] = margins
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        return file.getvalue()
+
+    def join(self, blob: bytes) -> None:
+        """Take in what the survey of other batches gave as ``encode``."""
+        with np.load(io.BytesIO(blob), allow_pickle=False) as file:
+            arrays = dict(file)
+        evaluate_s, inference_s = arrays.pop("seconds").tolist()
+        self.evaluate_s += evaluate_s
+        self.inference_s += inference_s
+        indices, ends = arrays.pop("indices").tolist(), np.cumsum(arrays.pop("sizes")).tolist()
+        for index, start, end in zip(indices, [0, *ends], ends, strict=False):
+            part = {name: array[start:end] for name, array in arrays.items()}
+            metrics = range(len(self._forms))
+            outcomes = [Outcomes(part[f"values{metric}"], part[f"weights{metric}"]) for metric in metrics]
+            self.take(index, outcomes, [part.get(f"margins{metric}") for metric in metrics])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples of each batch, in their order."""
+        return tuple(len(outcomes[0].values) for outcomes, _ in self._in_order())
+
+    def results(self) -> dict[str, float]:
+        """Every metric over all batches, by name: the number that the metric itself would give."""
+        means = zip(self._forms, self._values(), self._weights(), strict=True)
+        return {form.name: form.finish(_total(values) / _total(weights)) for form, values, weights in means}
+
+    def order(self) -> SampleOrder:
         """The order of the samples.
 
         With margins: by growing margin, so that what is wrong comes first. Without: the worst outcomes first.
@@ -47,7 +94,7 @@ class Survey:
         margins = self._all_margins()
         keys = margins if margins is not None else -self._badness(values, weights)
         totals = [_total(weight) for weight in weights]
-        return build_order(keys, margins, values, totals, sizes)
+        return build_order(keys, margins, values, totals, self.sizes)
 
     def agrees(self, rows: NDArray[np.intp], outcomes: Sequence[Outcomes], margins: Sequence[Margins]) -> bool:
         """Whether the samples ``rows``, scored together in one batch, come out as they did in the user's batches.
@@ -65,15 +112,23 @@ class Survey:
                     return False
         return True
 
+    def _in_order(self) -> list[tuple[Sequence[Outcomes], Sequence[Margins]]]:
+        return [self._batches[index] for index in sorted(self._batches)]
+
     def _values(self) -> list[NDArray[np.float64]]:
-        return [np.concatenate([found.values for found in kept]) for kept in self._outcomes]
+        return [np.concatenate([found.values for found in kept]) for kept in self._outcomes()]
 
     def _weights(self) -> list[NDArray[np.float64]]:
-        return [np.concatenate([found.weights for found in kept]) for kept in self._outcomes]
+        return [np.concatenate([found.weights for found in kept]) for kept in self._outcomes()]
+
+    def _outcomes(self) -> list[tuple[Outcomes, ...]]:
+        """All batches' outcomes, by metric."""
+        return list(zip(*(outcomes for outcomes, _ in self._in_order()), strict=True))
 
     def _of_metric(self, index: int) -> Margins:
-        parts = [part for part in self._margins[index] if part is not None]
-        return np.concatenate(parts) if len(parts) == len(self._margins[index]) else None
+        parts = [margins[index] for _, margins in self._in_order()]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if len(known) == len(parts) else None
 
     def _all_margins(self) -> Margins:
         """The smallest margin of each sample over the metrics that say margins, in units of their spread."""

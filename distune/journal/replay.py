@@ -32,6 +32,7 @@ from distune.trial.messages import (
     Probe,
     ProbeAnswer,
     RequestBody,
+    Survey,
 )
 
 JournalledBody = Accuracy | Latency | Footprint | ProbeAnswer | Failure
@@ -70,6 +71,8 @@ def request_key(body: RequestBody) -> str:
     match body:
         case Inspect():
             return "inspect"
+        case Survey():
+            return f"survey:{body.shard}/{body.shards}"
         case Baseline():
             return "baseline"
         case Calibrate():

@@ -24,9 +24,17 @@ _CHUNK = 1 << 20
 
 
 def inspect(
-    job: TuningJob, backend: Backend, evaluation: DataSource | None, calibration: DataSource | None, threads: int
+    job: TuningJob,
+    backend: Backend,
+    evaluation: DataSource | None,
+    calibration: DataSource | None,
+    threads: int,
+    fp32_in_shards: bool,
 ) -> Inspection:
     """Facts of model and data, after one batch of each data source went through fp32 and the metrics.
+
+    Args:
+        fp32_in_shards: See ``Inspection``.
 
     Raises:
         DataError: Data are missing, or do not fit the model or a metric.
@@ -65,6 +73,7 @@ def inspect(
         data=data,
         model=_model_facts(facts),
         judged_is_deployed=type(backend).judged_is_deployed,
+        fp32_in_shards=fp32_in_shards,
     )
 
 

@@ -25,8 +25,26 @@ class Inspect:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """Score the fp32 model on the evaluation batches whose index is ``shard`` modulo ``shards``. Answer: ``Surveyed``.
+
+    What all shards say is the same for any number of shards (``Inspection.fp32_in_shards``).
+    """
+
+    shard: int
+    shards: int
+
+
+@dataclass(frozen=True)
 class Baseline:
-    """Score the fp32 model on the complete evaluation set. Answer: ``Accuracy``."""
+    """Score the fp32 model on the complete evaluation set. Answer: ``Accuracy``.
+
+    Attributes:
+        surveys: What the shards of a ``Survey`` said, all of them: the score is put together from it. Empty: the
+            worker scores all batches itself, to the same end.
+    """
+
+    surveys: tuple[Surveyed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,10 +148,13 @@ class Export:
     config: TuningConfig
 
 
-RequestBody = Inspect | Baseline | Calibrate | Judge | MeasureLatency | MeasureFootprint | Probe | Diagnose | Export
+RequestBody = (
+    Inspect | Survey | Baseline | Calibrate | Judge | MeasureLatency | MeasureFootprint | Probe | Diagnose | Export
+)
 
 DOING: Mapping[type[RequestBody], str] = {
     Inspect: "loading the model",
+    Survey: "scoring fp32",
     Baseline: "scoring fp32",
     Calibrate: "calibrating",
     Judge: "judging a trial",
@@ -227,6 +248,7 @@ class Inspection:
         data: Facts of the evaluation set, e.g. ``samples`` and ``batch_size``; empty where there is none.
         model: Facts of the model, e.g. input names and shapes.
         judged_is_deployed: See ``backends.base.Backend``.
+        fp32_in_shards: Several workers can score fp32 together (``Survey``), bit for bit as one would.
     """
 
     capability: Capability
@@ -238,6 +260,21 @@ class Inspection:
     data: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     judged_is_deployed: bool = True
+    fp32_in_shards: bool = False
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """Answer to ``Survey``: one shard.
+
+    Attributes:
+        blob: What fp32 said of each sample (``evaluation.survey``).
+        inputs, outputs: NaN and infinities by name, of those that hold any.
+    """
+
+    blob: bytes
+    inputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -383,7 +420,7 @@ class Failure:
     usage: bool = False
 
 
-ResultBody = Inspection | Accuracy | Statistics | Latency | Footprint | ProbeAnswer | Exported | Failure
+ResultBody = Inspection | Surveyed | Accuracy | Statistics | Latency | Footprint | ProbeAnswer | Exported | Failure
 
 
 @dataclass(frozen=True)

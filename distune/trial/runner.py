@@ -118,9 +118,11 @@ class Runner:
         self._seed(config.hash if config is not None else type(body).__name__)
         match body:
             case m.Inspect():
-                return inspect(self._job, backend, self._evaluation(), self._calibration(), self._threads)
+                return self._inspect(backend)
+            case m.Survey():
+                return self._survey(body)
             case m.Baseline():
-                return self._baseline()
+                return self._baseline(body)
             case m.Calibrate():
                 return self._calibrate(body)
             case m.Judge():
@@ -135,6 +137,10 @@ class Runner:
                 return self._diagnose(body)
             case m.Export():
                 return self._export(body.config)
+
+    def _inspect(self, backend: Backend) -> m.Inspection:
+        in_shards = self._job.evaluation.can_judge and self._evaluator().fp32_in_shards
+        return inspect(self._job, backend, self._evaluation(), self._calibration(), self._threads, in_shards)
 
     def _calibrate(self, body: m.Calibrate) -> m.Statistics:
         start = self._clock()
@@ -157,14 +163,19 @@ class Runner:
         blob = backend.calibrate(body.variant, batches())
         return m.Statistics(blob, samples, self._clock() - start, nonfinite.counts)
 
-    def _baseline(self) -> m.Accuracy:
-        evaluator, model = self._referenced(), self._backend().load(None, self._threads)
+    def _survey(self, body: m.Survey) -> m.Surveyed:
+        watch = Watch(self._backend().facts().outputs)
+        survey = self._evaluator().survey_fp32(self._load(None, self._threads), body.shard, body.shards, watch)
+        return m.Surveyed(survey.encode(), *watch.counts)
+
+    def _baseline(self, body: m.Baseline) -> m.Accuracy:
+        evaluator, model = self._referenced(), self._load(None, self._threads)
         parameters = dict(defaults(self._job.parameters))
         watch = Watch(self._backend().facts().outputs)
-        if self._job.early_verdict:
-            score = evaluator.score_fp32(model, parameters, watch)
-        else:
-            score = evaluator.score(model, parameters, watch=watch)
+        for surveyed in body.surveys:
+            watch.add(surveyed.inputs, surveyed.outputs)
+        blobs = [surveyed.blob for surveyed in body.surveys]
+        score = evaluator.score_fp32(model, parameters, watch, self._job.early_verdict, blobs)
         order = "" if evaluator.order is None else evaluator.order.encode()
         answer = _accuracy(score, model)
         warnings = (*answer.warnings, *watch.warnings)
@@ -316,13 +327,15 @@ class Runner:
             self._calibration_ = open_dataloader(spec, self._job.seed)
         return self._calibration_
 
-    def _load(self, config: TuningConfig, threads: int, deployed: bool = False) -> RunnableModel:
-        key = (config.hash, threads, deployed)
+    def _load(self, config: TuningConfig | None, threads: int, deployed: bool = False) -> RunnableModel:
+        key = ("" if config is None else config.hash, threads, deployed)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # before the next one is made: two models at once may be one too many
             backend = self._backend()
-            load = backend.load_deployed if deployed else backend.load
-            self._loaded = (key, load(config, threads))
+            if config is not None and deployed:
+                self._loaded = (key, backend.load_deployed(config, threads))
+            else:
+                self._loaded = (key, backend.load(config, threads))
         return self._loaded[1]
 
     def _sample_feed(self, batch_size: int) -> Feed:

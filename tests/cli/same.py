@@ -13,6 +13,7 @@ def decided(result: RunResult) -> dict[str, object]:
     """What must not depend on the number of ranks."""
     return {
         "outcome": result.outcome,
+        "fp32": result.baseline and (result.baseline.accuracy, result.baseline.metrics),
         "winner": result.best and (result.best.trial, result.best.config_hash, result.best.accuracy),
         "kept": result.best and result.best.fallback_ops,
         "order": result.fallback_order,

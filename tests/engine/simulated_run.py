@@ -37,6 +37,8 @@ from distune.trial.messages import (
     Request,
     ResultBody,
     Statistics,
+    Survey,
+    Surveyed,
 )
 from tests import synthetic
 
@@ -91,8 +93,13 @@ class Model:
     def _body(self, body: Any) -> ResultBody:
         match body:
             case Inspect():
-                return Inspection(synthetic.capability(self.convs, self.matmuls), 1000, {}, {}, digest="model")
+                capability = synthetic.capability(self.convs, self.matmuls)
+                return Inspection(capability, 1000, {}, {}, digest="model", fp32_in_shards=True)
+            case Survey():
+                return Surveyed(f"{body.shard} of {body.shards}".encode())
             case Baseline():
+                count = len(body.surveys)
+                assert [survey.blob.decode() for survey in body.surveys] == [f"{n} of {count}" for n in range(count)]
                 return _scored(self.baseline)
             case Calibrate():
                 statistics = CalibrationStatistics()

@@ -18,7 +18,7 @@ from distune.distributed.simulated import Faults
 from distune.errors import UserCodeError, WorkspaceError
 from distune.journal.replay import same_decisions
 from distune.space.op_config import TuningConfig
-from distune.trial.messages import Accuracy, Baseline, Probe, Request, ResultBody, Statistics
+from distune.trial.messages import Accuracy, Baseline, Probe, Request, ResultBody, Statistics, Survey
 from tests.engine.simulated_run import Model, Run, job, policy, tune
 
 pytestmark = pytest.mark.timeout(60)
@@ -49,9 +49,11 @@ def test_more_workers_decide_the_same(tmp_path: Path, workers: int) -> None:
     alone = tune(tmp_path / "1", Model(HARD))
     assert alone.stages[-1] == "accumulated fallback to fp32"
     assert alone.outcome.fallback_order == ("conv1", "conv3", "matmul0", "conv0", "conv2")
-    together = tune(tmp_path / "n", Model(HARD), workers=workers)
+    model = Model(HARD)
+    together = tune(tmp_path / "n", model, workers=workers)
     assert same(alone, together) == []
     assert together.seconds < alone.seconds
+    assert len({rank for rank, request in model.asked if isinstance(request.body, Survey)}) == workers
 
 
 @settings(max_examples=30, deadline=None)

@@ -52,7 +52,11 @@ def test_from_inspection_to_export_on_a_real_model(assets: Path) -> None:
         return answer
 
     inspection = ask(m.Inspect())
-    assert ask(m.Baseline()).value == pytest.approx(0.9755556)
+    baseline = ask(m.Baseline())
+    assert baseline.value == pytest.approx(0.9755556)
+    assert inspection.fp32_in_shards
+    together = ask(m.Baseline(tuple(ask(m.Survey(shard, 3)) for shard in range(3))))
+    assert (together.value, together.order, together.samples) == (baseline.value, baseline.order, 450)
     shards = [ask(m.Calibrate(64, shard, 3)) for shard in range(3)]
     assert sum(shard.samples for shard in shards) == 64
     runner.receive(m.LoadStatistics((), 64, merge([shard.blob for shard in shards])))

@@ -1,0 +1,89 @@
+"""fp32 scored in shards: what several ranks say of theirs, put together, is what one says of all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distune.config.job import ComponentSpec, MetricSpec
+from distune.errors import DataError
+from distune.evaluation.finite import Watch
+from tests.evaluation.test_verdict import DATA, FP32, IDS, LABELS, Mean, evaluator, table
+
+TOP_1, LOSS = MetricSpec(ComponentSpec("topk", {"k": 1})), MetricSpec(ComponentSpec("Loss", {}))
+METRICS = {
+    "top-1": (TOP_1,),
+    "loss": (LOSS,),
+    "perplexity": (MetricSpec(ComponentSpec("Perplexity", {})),),
+    "weighted": (replace(TOP_1, weight=0.3), MetricSpec(ComponentSpec("topk", {"k": 2}), 0.7)),
+    "each its own": (TOP_1, LOSS),
+}
+RAGGED = [(IDS[start:stop], LABELS[start:stop]) for start, stop in ((0, 70), (70, 100), (100, 199), (199, 200))]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7, 12])
+@pytest.mark.parametrize("data", [DATA, RAGGED], ids=["even batches", "ragged batches"])
+@pytest.mark.parametrize("metrics", METRICS.values(), ids=METRICS)
+def test_shards_say_to_the_last_bit_what_one_pass_says(metrics: tuple[MetricSpec, ...], data: Any, shards: int) -> None:
+    alone = evaluator(*metrics, data=data)
+    whole = alone.score_fp32(table(FP32))
+    surveys = [
+        evaluator(*metrics, data=data).survey_fp32(table(FP32), shard, shards).encode() for shard in range(shards)
+    ]
+    joined = evaluator(*metrics, data=data)
+    score = joined.score_fp32(table(FP32), surveys=surveys[::-1])
+    assert replace(score, evaluate_s=0, inference_s=0) == replace(whole, evaluate_s=0, inference_s=0)
+    assert joined.order == alone.order
+    assert joined.order is not None
+
+
+def test_each_batch_is_inferred_once_by_all_shards_together() -> None:
+    models = [table(FP32) for _ in range(3)]
+    for shard, model in enumerate(models):
+        evaluator().survey_fp32(model, shard, 3)
+    assert [model.runs for model in models] == [4, 3, 3]
+
+
+def test_without_an_order_only_the_score_is_put_together() -> None:
+    survey = evaluator().survey_fp32(table(FP32), 0, 1).encode()
+    judge, model = evaluator(), table(FP32)
+    score = judge.score_fp32(model, in_order=False, surveys=[survey])
+    assert score.value == evaluator().score_fp32(table(FP32)).value
+    assert (judge.order, model.runs) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        (MetricSpec(ComponentSpec("F1", {})),),
+        (MetricSpec(ComponentSpec("topk", {"k": 1, "compare_label": False})),),
+        (MetricSpec(Mean()),),
+    ],
+    ids=["no sum", "against fp32", "the user's own arithmetic"],
+)
+def test_what_need_not_add_up_exactly_is_left_to_one_rank(metrics: tuple[MetricSpec, ...]) -> None:
+    assert not evaluator(*metrics).fp32_in_shards
+    assert evaluator().fp32_in_shards
+
+
+def test_ranks_with_other_data_are_found_out() -> None:
+    fewer = evaluator(data=DATA[:-1]).survey_fp32(table(FP32), 0, 1).encode()
+    with pytest.raises(DataError, match="differ between the ranks: 200 samples in 10 batches here, 180 in 9"):
+        evaluator().score_fp32(table(FP32), surveys=[fewer])
+
+
+def test_what_is_not_finite_is_counted_over_the_shards() -> None:
+    broken = FP32.copy()
+    broken[[3, 150], 0] = np.nan
+    whole = Watch(["y"])
+    evaluator().score_fp32(table(broken), watch=whole)
+    joined = Watch(["y"])
+    for shard in range(2):
+        part = Watch(["y"])
+        evaluator().survey_fp32(table(broken), shard, 2, part)
+        joined.add(*part.counts)
+    assert joined.warnings == whole.warnings
+    assert whole.warnings
