@@ -128,6 +128,37 @@ def test_where_nothing_can_be_kept_models_run_as_a_whole_and_say_so(call: str, m
     backend.share(None)
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut off", "something else"])
+def test_a_damaged_file_is_an_error_of_reading_and_the_model_runs_as_a_whole(damage: str) -> None:
+    backend = backend_of(residual_network(3), batches(103, size=4))
+    base, feeds = default_config(backend), batches(3)
+    candidate = one_at_a_time(backend, base)[0]
+    expected = [backend.load(candidate).predict(feed)[0].tobytes() for feed in feeds]
+    backend.share(base, samples=48, memory_limit=1 << 24)
+    loaded = backend.load(candidate)
+    loaded.prepare(enumerate(feeds))
+    files = list(shared_folder().glob("*/*/*.npy"))
+    assert files
+    for path in files:
+        content = {"empty": b"", "cut off": path.read_bytes()[:-1], "something else": b"something else"}[damage]
+        path.write_bytes(content)
+    store = PrefixStore(files[0].parents[1].name, LIMIT)
+    with pytest.raises(OSError, match="damaged"):
+        store.read(files[0].parent.name, int(files[0].stem))
+    store.close()
+    assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == expected
+    assert any("damaged" in warning for warning in loaded.warnings)
+    backend.share(None)
+
+
+def test_a_damaged_list_of_cuts_is_an_error_of_reading() -> None:
+    store = PrefixStore("x", LIMIT)
+    store.agree(lambda: ["a"])
+    (store._folder / "cuts.json").write_text('["a')
+    with pytest.raises(OSError, match="damaged"):
+        store.agree(list)
+
+
 def test_two_processes_that_write_at_once_do_not_disturb_each_other() -> None:
     code = (
         "import os, sys, tempfile; tempfile.tempdir = os.environ['FOLDER']\n"

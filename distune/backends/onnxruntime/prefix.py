@@ -111,21 +111,21 @@ class SharedPrefix:
             self._begin(feed)
             if not self._cuts or not self._has_room:
                 return
-            self._is_there(key, feed)
+            self._try_to_keep(key, feed)
 
     def tensor(self, key: Hashable, feed: Feed, cut: Cut) -> NDArray[Any] | None:
         """The base's tensor at ``cut`` for the batch of that key.
 
         ``None`` where there was no room for it, and while another rank computes it.
         """
-        if self._is_there(key, feed) and self._session is not None and self._store is not None:
+        if self._try_to_keep(key, feed) and self._session is not None and self._store is not None:
             names = [output.name for output in self._session.get_outputs()]
             with self._without_fail():
                 return self._store.read(self._names[key], names.index(cut.tensor))
         return None
 
-    def _is_there(self, key: Hashable, feed: Feed) -> bool:
-        """Whether the tensors of a batch are kept; computes them where nobody has begun to."""
+    def _try_to_keep(self, key: Hashable, feed: Feed) -> bool:
+        """Compute the tensors of a batch where nobody has begun to, and say whether they are kept by now."""
         if self._session is None or self._store is None:
             return False
         if key not in self._kept:
@@ -144,7 +144,7 @@ class SharedPrefix:
         """What cannot be kept is computed again: it takes time, and changes nothing."""
         try:
             yield
-        except (OSError, ModelError, ValueError) as error:
+        except (OSError, ModelError) as error:
             self.clear()
             self.problem = (
                 f"what trials share could not be kept in {shared_folder()} ({error}), so each runs as a whole: make "

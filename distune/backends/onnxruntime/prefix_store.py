@@ -12,8 +12,10 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import FileIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ class PrefixStore:
 
     Raises:
         ModelError: The folder belongs to somebody else.
-        OSError: It cannot be written; any other method may raise it as well.
+        OSError: It cannot be written, or a file in it is damaged; any other method may raise it as well.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -48,7 +50,8 @@ class PrefixStore:
         with turn(self._folder) as counter:
             _count(counter, self.size)  # who was killed may have counted what never came
             if path.exists():
-                return tuple(json.loads(path.read_text()))
+                with _complete(path):
+                    return tuple(json.loads(path.read_text()))
             chosen = tuple(choose())
             new = path.with_suffix(".new")
             new.write_text(json.dumps(chosen))
@@ -61,7 +64,9 @@ class PrefixStore:
 
     def read(self, batch: str, at: int) -> NDArray[Any]:
         """One of the tensors of a batch that are there, by its place."""
-        found: NDArray[Any] = np.load(self._folder / batch / f"{at}.npy")
+        path = self._folder / batch / f"{at}.npy"
+        with _complete(path):
+            found: NDArray[Any] = np.load(path)
         return found
 
     def claim(self, batch: str) -> bool:
@@ -100,6 +105,15 @@ class PrefixStore:
     def close(self) -> None:
         """Let go. May be called twice."""
         self._let_go()
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[None]:
+    """A file that cannot be understood is one that cannot be read."""
+    try:
+        yield
+    except (ValueError, EOFError) as error:
+        raise OSError(f"{path} is damaged: {error}") from error
 
 
 def _size(folder: os.PathLike[str]) -> int:
