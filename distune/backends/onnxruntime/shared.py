@@ -42,21 +42,15 @@ WORTH_BYTES = 4 << 20
 """Models with fewer bytes in larger weights stay whole."""
 
 _SHARED_BYTES = 1 << 20
+"""Weights of a trial that have so many have a file each, which other processes find; the rest share one of their own."""
+
 _PAGE = 4096
+"""Each weight in a file begins on a page of its own: mapping it brings nothing of its neighbours into memory."""
+
 _REPACKED = frozenset(
     {
-        *(
-            "MatMul",
-            "Gemm",
-            "FusedMatMul",
-            "FusedGemm",
-            "Conv",
-            "ConvTranspose",
-            "FusedConv",
-            "LSTM",
-            "GRU",
-            "Attention",
-        ),
+        *("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "ConvTranspose", "FusedConv"),
+        *("LSTM", "GRU", "Attention"),
         *("QLinearMatMul", "QLinearConv", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger"),
         *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention", "MatMulNBits"),
     }
@@ -70,6 +64,7 @@ _PLAIN_TYPES = frozenset(
         *(TensorProto.INT32, TensorProto.UINT32, TensorProto.INT64, TensorProto.UINT64),
     }
 )
+"""Element types whose raw bytes NumPy reads as they are: no two elements in one byte."""
 
 
 def is_light(tensor: TensorProto) -> bool:
@@ -243,30 +238,36 @@ def _groups(
 def _moved(tensors: Sequence[TensorProto], shared: bool) -> dict[str, TensorProto]:
     """References to ``tensors`` in files, by name; what is in no file yet goes into a new one."""
     keys = {tensor.name: _digest(tensor) if shared else tensor.name for tensor in tensors}
-    known = {key: file for file in open_files.values() for key in file.offsets} if shared else {}
-    new = {keys[tensor.name]: tensor for tensor in tensors if keys[tensor.name] not in known}  # equal ones once
-    offsets: dict[str, int] = {}
+    places: dict[str, tuple[WeightFile, int]] = {}
+    if shared:
+        places = {key: (file, offset) for file in open_files.values() for key, offset in file.offsets.items()}
+    new = {keys[tensor.name]: tensor for tensor in tensors if keys[tensor.name] not in places}  # equal ones once
     if new:
-        end = 0
-        for key in sorted(new):
-            offsets[key] = end
-            end += _size(new[key]) + -_size(new[key]) % _PAGE
+        offsets = _offsets(new)
         name = hashlib.blake2b(" ".join(offsets).encode(), digest_size=16).hexdigest() if shared else uuid.uuid4().hex
         file = opened(name, partial(_write, new, offsets))
         if shared:
             file.offsets.update(offsets)
-        known.update(dict.fromkeys(new, file))
-    made = {}
-    for tensor in tensors:
-        key = keys[tensor.name]
-        file = known[key]
-        light = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        light.data_location = TensorProto.EXTERNAL
-        offset = offsets[key] if key in offsets else file.offsets[key]
-        for entry, text in (("location", file.location), ("offset", offset), ("length", _size(tensor))):
-            light.external_data.add(key=entry, value=str(text))
-        made[tensor.name] = light
-    return made
+        places.update({key: (file, offset) for key, offset in offsets.items()})
+    return {tensor.name: _referring(tensor, *places[keys[tensor.name]]) for tensor in tensors}
+
+
+def _offsets(tensors: Mapping[str, TensorProto]) -> dict[str, int]:
+    """Where each begins in a file of them, by key: the same in every process."""
+    offsets, end = {}, 0
+    for key in sorted(tensors):
+        offsets[key] = end
+        end += _size(tensors[key]) + -_size(tensors[key]) % _PAGE
+    return offsets
+
+
+def _referring(tensor: TensorProto, file: WeightFile, offset: int) -> TensorProto:
+    """``tensor`` with its bytes in ``file``."""
+    light = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    light.data_location = TensorProto.EXTERNAL
+    for entry, value in (("location", file.location), ("offset", offset), ("length", _size(tensor))):
+        light.external_data.add(key=entry, value=str(value))
+    return light
 
 
 def _write(tensors: Mapping[str, TensorProto], offsets: Mapping[str, int], file: BinaryIO) -> None:
