@@ -174,14 +174,14 @@ def test_a_backend_gives_the_same_models_with_light_weights_and_leaves_nothing(
     np.testing.assert_array_equal(light[5], plain.load(None).predict(feed)[0])
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "outside"])
+@pytest.mark.parametrize("damage", ["missing", "short", "empty", "outside"])
 def test_external_data_that_are_not_there_are_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "user.onnx"
     onnx.save(embedding_model(), path, save_as_external_data=True, location="user.data", size_threshold=64)
     if damage == "missing":
         (tmp_path / "user.data").unlink()
-    elif damage == "short":
-        (tmp_path / "user.data").write_bytes(bytes(100))
+    elif damage in ("short", "empty"):
+        (tmp_path / "user.data").write_bytes(bytes(100 if damage == "short" else 0))
     else:
         proto = onnx.load(path, load_external_data=False)
         proto.graph.initializer[0].external_data[0].value = "../user.data"

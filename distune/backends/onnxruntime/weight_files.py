@@ -38,8 +38,10 @@ class WeightFile:
         self.let_go = let_go
         self.users = 0
         self.offsets: dict[str, int] = {}
-        with path.open("rb") as file:
-            self.content = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        self.content = memoryview(b"")
+        if path.stat().st_size:  # nothing cannot be mapped
+            with path.open("rb") as file:
+                self.content = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
 
 
 open_files: dict[str, WeightFile] = {}
