@@ -50,7 +50,7 @@ class PrefixStore:
         with turn(self._folder) as counter:
             _count(counter, self.size)  # who was killed may have counted what never came
             if path.exists():
-                with _complete(path):
+                with _understood(path):
                     return tuple(json.loads(path.read_text()))
             chosen = tuple(choose())
             new = path.with_suffix(".new")
@@ -65,7 +65,7 @@ class PrefixStore:
     def read(self, batch: str, at: int) -> NDArray[Any]:
         """One of the tensors of a batch that are there, by its place."""
         path = self._folder / batch / f"{at}.npy"
-        with _complete(path):
+        with _understood(path):
             found: NDArray[Any] = np.load(path)
         return found
 
@@ -108,7 +108,7 @@ class PrefixStore:
 
 
 @contextmanager
-def _complete(path: Path) -> Iterator[None]:
+def _understood(path: Path) -> Iterator[None]:
     """A file that cannot be understood is one that cannot be read."""
     try:
         yield
