@@ -42,7 +42,7 @@ WORTH_BYTES = 4 << 20
 """Models with fewer bytes in larger weights stay whole."""
 
 _SHARED_BYTES = 1 << 20
-"""Weights of a trial that have so many have a file each, which other processes find; the rest are in one that is not."""
+"""Weights of a trial from this size on have a file each, which other processes find; the rest have one together."""
 
 _PAGE = 4096
 """Each weight in a file begins on a page of its own: mapping it brings nothing of its neighbours into memory."""
