@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
@@ -52,6 +52,13 @@ class GraphIndex:
         """The one node that reads ``tensor``; ``None`` if there are more, none, or it is an output of the graph."""
         nodes = self.consumers.get(tensor, [])
         return nodes[0] if len(nodes) == 1 and tensor not in self.outputs else None
+
+
+def replace_nodes(model: onnx.ModelProto, by: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
+    """Put other nodes in the places of those that ``by`` names, or none; the order of the rest stays."""
+    nodes = [new for node in model.graph.node for new in by.get(node.name, (node,))]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def tensors_read(node: onnx.NodeProto) -> Iterator[str]:

@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute, tensors_read
+from distune.backends.onnxruntime.graph import GraphIndex, attribute, replace_nodes, tensors_read
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.simplify import zero_pads
 from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
@@ -61,6 +61,7 @@ def use_fast_kernels(proto: onnx.ModelProto, fp32: onnx.ModelProto, amx: bool) -
 
 
 def _pad_integers(proto: onnx.ModelProto) -> bool:
+    """Q(Pad(DQ(x))) becomes Pad(x), which pads with the zero point. Whether there was any."""
     index = GraphIndex(proto)
     unread: set[str] = set()
     for pad in proto.graph.node:
@@ -76,10 +77,16 @@ def _pad_integers(proto: onnx.ModelProto) -> bool:
         pad.output[0] = target.output[0]
         target.output[0] = f"{target.output[0]}_unread"
         unread.update((*target.output, *source.output))
-    return _remove_pairs(proto, unread)
+    _remove_unread(proto, unread)
+    return bool(unread)
 
 
 def _join_short_cuts(proto: onnx.ModelProto, fp32: onnx.ModelProto) -> None:
+    """Pad(Q(Slice(DQ(x)))) becomes Q(Conv(DQ(x), ones)), where Pad adds channels and both scales are the same.
+
+    The weight is of shape channels out x channels in x 1 x 1, int8: a 1 where an input channel goes, at scale 1. So
+    the kernel's factor from sums to outputs is 1, and every integer comes out as it was.
+    """
     index = GraphIndex(proto)
     dims = {value.name: value.type.tensor_type.shape.dim for value in fp32.graph.value_info}
     replaced: dict[str, list[onnx.NodeProto]] = {}
@@ -113,13 +120,11 @@ def _join_short_cuts(proto: onnx.ModelProto, fp32: onnx.ModelProto) -> None:
         quantize.output[0] = pad.output[0]
         replaced[pad.name] = []
     if replaced:
-        nodes = [new for node in proto.graph.node for new in replaced.get(node.name, (node,))]
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
+        replace_nodes(proto, replaced)
 
 
 def _pixel_steps(index: GraphIndex, node: onnx.NodeProto) -> list[int] | None:
-    """Which rows and columns a Slice takes, where it takes every n-th of all and does nothing else."""
+    """Steps along rows and columns of a Slice of every n-th pixel, from the first to the last; ``None`` of others."""
     if (
         node.op_type != "Slice"
         or len(node.input) != 5
@@ -133,10 +138,11 @@ def _pixel_steps(index: GraphIndex, node: onnx.NodeProto) -> list[int] | None:
 
 
 def _fill_channels(proto: onnx.ModelProto) -> bool:
+    """Pad a convolution's image with channels of its zero point, its weight with zeros. Whether there was any."""
     index = GraphIndex(proto)
-    before: dict[str, list[onnx.NodeProto]] = {}
+    replaced: dict[str, list[onnx.NodeProto]] = {}
     unread: set[str] = set()
-    for conv, weight, source, values in _symmetric_convolutions(index, proto):
+    for conv, source, weight, values in _symmetric_convolutions(index, proto):
         channels = values.shape[1]
         missing = -channels % 4
         if not missing or channels > _FEW_CHANNELS or values.ndim != 4:
@@ -149,20 +155,20 @@ def _fill_channels(proto: onnx.ModelProto) -> bool:
         dequantize = onnx.NodeProto()
         dequantize.CopyFrom(source)
         dequantize.name, dequantize.input[0], dequantize.output[0] = f"{name}_DequantizeLinear", pad.output[0], name
-        before[conv.name] = [pad, dequantize]
+        replaced[conv.name] = [pad, dequantize, conv]
         unread.update(source.output)
         conv.input[0] = name
-    if before:
-        nodes = [new for node in proto.graph.node for new in (*before.get(node.name, ()), node)]
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
-    return _remove_pairs(proto, unread)
+    if replaced:
+        replace_nodes(proto, replaced)
+        _remove_unread(proto, unread)
+    return bool(replaced)
 
 
 def _multiply_tiles(proto: onnx.ModelProto) -> bool:
+    """Move integers and zero point of large weights by one, where no integer leaves int8. Whether there was any."""
     index = GraphIndex(proto)
     changed = False
-    for _, weight, _, values in _symmetric_convolutions(index, proto):
+    for _, _, weight, values in _symmetric_convolutions(index, proto):
         if values.size < _LARGE_WEIGHT:
             continue
         step = -1 if values.min() > np.iinfo(np.int8).min else 1
@@ -178,8 +184,11 @@ def _multiply_tiles(proto: onnx.ModelProto) -> bool:
 def _symmetric_convolutions(
     index: GraphIndex, proto: onnx.ModelProto
 ) -> Iterator[tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto, NDArray[np.int8]]]:
-    """Convolutions of uint8 images by constant int8 weights with zero point 0, of one group: the node, the
-    DequantizeLinear of its weight (which nothing else reads) and of its image, and the weight's integers.
+    """Convolutions of one group, of uint8 images by constant int8 weights with zero point 0.
+
+    Yields:
+        The Conv, the DequantizeLinear of its image, that of its weight (which nothing else reads), and the weight's
+        integers, of shape channels out x channels in x kernel.
     """
     for node in list(proto.graph.node):
         if node.op_type != "Conv" or attribute(node, "group", 1) != 1:
@@ -193,30 +202,25 @@ def _symmetric_convolutions(
         if integers is None or zero_point is None or integers.data_type != TensorProto.INT8:
             continue
         if index.element_type.get(image.input[2]) == TensorProto.UINT8 and not values_of(zero_point).any():
-            yield node, weight, image, values_of(integers)
+            yield node, image, weight, values_of(integers)
 
 
 def _same_scale(index: GraphIndex, dequantize: onnx.NodeProto, quantize: onnx.NodeProto) -> bool:
-    """Scale and zero point are constants of the same values."""
+    """Whether both have the same constants for scale and zero point, one of each for the whole tensor."""
     if len(dequantize.input) < 3 or len(quantize.input) < 3:
         return False
-    for a, b in zip(dequantize.input[1:], quantize.input[1:], strict=True):
-        left, right = index.initializers.get(a), index.initializers.get(b)
+    for names in zip(dequantize.input[1:], quantize.input[1:], strict=True):
+        left, right = (index.initializers.get(name) for name in names)
         if left is None or right is None or left.data_type != right.data_type:
             return False
-        if not np.array_equal(values_of(left), values_of(right)):
+        a, b = values_of(left), values_of(right)
+        if a.size != 1 or not np.array_equal(a.ravel(), b.ravel()):
             return False
     return True
 
 
-def _remove_pairs(proto: onnx.ModelProto, candidates: set[str]) -> bool:
-    """Remove QuantizeLinear and DequantizeLinear nodes whose output is among the ``candidates`` and read by nobody.
-
-    Returns:
-        Whether there were candidates.
-    """
-    if not candidates:
-        return False
+def _remove_unread(proto: onnx.ModelProto, candidates: set[str]) -> None:
+    """Remove QuantizeLinear and DequantizeLinear nodes whose output is among the ``candidates`` and read by nobody."""
     read = {name for node in proto.graph.node for name in tensors_read(node)}
     read |= {value.name for value in proto.graph.output}
     unread = [
@@ -228,4 +232,3 @@ def _remove_pairs(proto: onnx.ModelProto, candidates: set[str]) -> bool:
     ]
     for position in reversed(unread):
         del proto.graph.node[position]
-    return True

@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.graph import GraphIndex, attribute, replace_nodes
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
 
@@ -28,10 +28,10 @@ def simplify(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
     """
     removed = _fold_pads(model) | _join_slices(model)
     if removed:
-        _replace(model, dict.fromkeys(removed, ()))
+        replace_nodes(model, dict.fromkeys(removed, ()))
     replaced = _pools(model, user_types)
     if replaced:
-        _replace(model, replaced)
+        replace_nodes(model, replaced)
     if removed or replaced:
         drop_unused_constants(model)
         _drop_unknown_values(model)
@@ -58,6 +58,11 @@ def zero_pads(index: GraphIndex, pad: onnx.NodeProto) -> list[int] | None:
 
 
 def _fold_pads(model: onnx.ModelProto) -> set[str]:
+    """Add zeros around an image (batch x channels x at least one axis) to the pads of the convolution that reads it.
+
+    Returns:
+        Names of the Pads whose output nobody reads any longer.
+    """
     index = GraphIndex(model)
     removed: set[str] = set()
     for pad in model.graph.node:
@@ -85,6 +90,11 @@ def _fold_pads(model: onnx.ModelProto) -> set[str]:
 
 
 def _join_slices(model: onnx.ModelProto) -> set[str]:
+    """Let the second of two Slices of different axes cut all of them.
+
+    Returns:
+        Names of the first ones, whose output nobody reads any longer.
+    """
     index = GraphIndex(model)
     removed: set[str] = set()
     for second in model.graph.node:
@@ -158,12 +168,6 @@ def _unused(name: str, index: GraphIndex) -> str:
     while any(name in taken for taken in (index.producer, index.inputs, index.initializers, index.nodes)):
         name += "_"
     return name
-
-
-def _replace(model: onnx.ModelProto, by: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
-    nodes = [new for node in model.graph.node for new in by.get(node.name, (node,))]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def _drop_unknown_values(model: onnx.ModelProto) -> None:
