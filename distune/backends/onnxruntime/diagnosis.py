@@ -13,6 +13,7 @@ from distune.backends.base import Feed
 from distune.backends.diagnosis import TensorComparison
 from distune.backends.onnxruntime.calibration import with_outputs
 from distune.backends.onnxruntime.capability import activation_outputs
+from distune.backends.onnxruntime.graph import attribute
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.session import create_session
 from distune.backends.onnxruntime.shared import values_of
@@ -108,7 +109,7 @@ def _weights(
         if not all(each in constants for each in maker.input if each):
             continue
         values, scale, *rest = (values_of(constants[each]) for each in maker.input if each)
-        axis = next((attribute.i for attribute in maker.attribute if attribute.name == "axis"), 1)
+        axis = attribute(maker, "axis", 1)
         zero_point = rest[0] if rest else np.zeros_like(scale, np.int32)
         shape = [-1 if index == axis % values.ndim else 1 for index in range(values.ndim)] if scale.ndim else []
         dequantized = (values.astype(np.float32) - zero_point.astype(np.float32).reshape(shape)) * scale.reshape(shape)

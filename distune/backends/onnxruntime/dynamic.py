@@ -88,11 +88,12 @@ class _Writer:
         return self._product(node, weight, node.output[0])
 
     def _gemm(self, node: onnx.NodeProto, config: TensorConfig) -> list[onnx.NodeProto]:
-        values = self._value(node.input[1]) * np.float32(_real(node, "alpha"))
+        values = self._value(node.input[1]) * np.float32(attribute(node, "alpha", 1.0))
         weight = self._weight(node.input[1], config, -1, values.T if attribute(node, "transB", 0) else values)
         if len(node.input) < 3 or not node.input[2]:
             return self._product(node, weight, node.output[0])
-        bias = self._constant(f"{node.name}_bias", self._value(node.input[2]) * np.float32(_real(node, "beta")))
+        beta = np.float32(attribute(node, "beta", 1.0))
+        bias = self._constant(f"{node.name}_bias", self._value(node.input[2]) * beta)
         product = f"{node.output[0]}_product"
         add = helper.make_node("Add", [product, bias], [node.output[0]], f"{node.name}_bias_add")
         return [*self._product(node, weight, product), add]
@@ -248,10 +249,6 @@ def _to_float(name: str, integers: str, scales: Sequence[str], output: str) -> l
         helper.make_node("Mul", list(scales), [f"{integers}_scale"], f"{name}_scales"),
         helper.make_node("Mul", [f"{integers}_cast", f"{integers}_scale"], [output], f"{name}_output_scale"),
     ]
-
-
-def _real(node: onnx.NodeProto, name: str) -> float:
-    return next((float(a.f) for a in node.attribute if a.name == name), 1.0)
 
 
 def _is_float32(index: GraphIndex, tensor: str) -> bool:

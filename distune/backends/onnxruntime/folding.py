@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex
+from distune.backends.onnxruntime.graph import GraphIndex, replace_nodes
 
 
 def fold_into_normalization(proto: onnx.ModelProto, factors: Collection[str]) -> int:
@@ -48,7 +48,5 @@ def fold_into_normalization(proto: onnx.ModelProto, factors: Collection[str]) ->
                 if tensor == factor.output[0]:
                     reader.input[position] = source
         removed.add(name)
-    kept = [node for node in proto.graph.node if node.name not in removed]
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
+    replace_nodes(proto, dict.fromkeys(removed, ()))
     return len(removed)

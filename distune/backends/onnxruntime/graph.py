@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import onnx
+from onnx import helper
+
+_T = TypeVar("_T")
 
 FLOAT_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
 """Element types that can be quantized."""
@@ -73,6 +77,6 @@ def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
             yield from (output.name for output in graph.output if output.name not in made)
 
 
-def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
+def attribute(node: onnx.NodeProto, name: str, default: _T) -> _T:
+    """An attribute of a node, of the type of ``default``: a number, bytes, or a list."""
+    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)

@@ -171,7 +171,7 @@ def _to_float(node: onnx.NodeProto, sources: _Sources) -> onnx.NodeProto:
 def _gemm(node: onnx.NodeProto, sources: _Sources, output: _Quantized) -> onnx.NodeProto | None:
     a, b, bias = (*sources, None)[:3]
     has_bias = len(node.input) > 2 and bool(node.input[2])
-    beta = next((item.f for item in node.attribute if item.name == "beta"), 1.0)
+    beta = attribute(node, "beta", 1.0)
     if a is None or b is None or (has_bias and (bias is None or beta != 1.0)):
         return None
     inputs = [*a.names, *b.names, bias.data if bias is not None else "", output.scale, output.zero_point]

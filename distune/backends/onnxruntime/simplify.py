@@ -47,8 +47,9 @@ def zero_pads(index: GraphIndex, pad: onnx.NodeProto) -> list[int] | None:
         As in ``pads``: the counts before each axis, then those behind each. ``None``, too, where they are not constant
         or are those of chosen axes.
     """
-    mode = next((item.s for item in pad.attribute if item.name == "mode"), b"constant")
-    if mode != b"constant" or not 2 <= len(pad.input) <= 3 or pad.input[1] not in index.initializers:
+    if attribute(pad, "mode", b"constant") != b"constant":
+        return None
+    if not 2 <= len(pad.input) <= 3 or pad.input[1] not in index.initializers:
         return None
     if len(pad.input) == 3 and pad.input[2]:
         value = index.initializers.get(pad.input[2])
@@ -73,13 +74,13 @@ def _fold_pads(model: onnx.ModelProto) -> set[str]:
         conv = index.only_consumer(pad.output[0])
         if conv is None or conv.op_type != "Conv" or conv.input[0] != pad.output[0]:
             continue
-        padded_by_type = next((item.s for item in conv.attribute if item.name == "auto_pad"), b"NOTSET") != b"NOTSET"
+        padded_by_type = attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET"
         rank = len(added) // 2
         outside_of_space = any(added[:2]) or any(added[rank : rank + 2])
         if padded_by_type or rank < 3 or outside_of_space or min(added) < 0:
             continue
         spatial = added[2:rank] + added[rank + 2 :]
-        own = next((list(item.ints) for item in conv.attribute if item.name == "pads"), [0] * len(spatial))
+        own = attribute(conv, "pads", [0] * len(spatial))
         kept = [item for item in conv.attribute if item.name != "pads"]
         del conv.attribute[:]
         conv.attribute.extend(kept)
@@ -146,7 +147,7 @@ def _pools(model: onnx.ModelProto, user_types: dict[str, str]) -> dict[str, Sequ
     for node in model.graph.node:
         if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4 or not index.is_float(node.input[0]):
             continue
-        axes = next((list(item.ints) for item in node.attribute if item.name == "axes"), [])
+        axes: list[int] = attribute(node, "axes", [])
         if len(node.input) > 1 and node.input[1] in index.initializers:
             axes = [int(axis) for axis in values_of(index.initializers[node.input[1]])]
         if sorted(axis % 4 for axis in axes) != [2, 3]:

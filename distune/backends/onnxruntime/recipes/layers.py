@@ -110,14 +110,14 @@ def _name(item: onnx.AttributeProto) -> str:
 
 
 def _ints(node: onnx.NodeProto, name: str, rank: int) -> tuple[int, ...]:
-    return next((tuple(a.ints) for a in node.attribute if a.name == name), (1,) * rank)
+    return tuple(attribute(node, name, [1] * rank))
 
 
 def _padding(node: onnx.NodeProto, rank: int) -> Padding:
-    automatic = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
+    automatic = attribute(node, "auto_pad", b"NOTSET")
     if automatic == b"SAME_UPPER":
         return "same_upper"
     if automatic == b"SAME_LOWER":
         return "same_lower"
-    pads = next((tuple(a.ints) for a in node.attribute if a.name == "pads"), (0,) * (2 * rank))
+    pads = attribute(node, "pads", [0] * (2 * rank))
     return tuple((pads[axis], pads[axis + rank]) for axis in range(rank))

@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
+from distune.backends.onnxruntime.graph import attribute
 from distune.backends.onnxruntime.options import OP_KINDS
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.shared import values_of
@@ -69,8 +70,7 @@ def add_qdq_pairs_to_weights(proto: onnx.ModelProto, model: PreparedModel, weigh
         integers, scale, zero = (values_of(constants[each]) for each in node.input[:3])
         shape = [1] * integers.ndim
         if scale.ndim:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            shape[axis] = -1
+            shape[attribute(node, "axis", 1)] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape)
         original = values_of(originals[name])
         bounds = np.iinfo(integers.dtype)
