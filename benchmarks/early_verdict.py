@@ -7,9 +7,14 @@ of fp32, so that drops of all sizes occur. Each resampled config is judged early
 order that fp32's margins give, in a random order, and in full. An early verdict that is not that of the full evaluation
 is wrong.
 
-Ranking: the groups of ops by what their fallback gains, on all samples and on the decisive ones, as Kendall's tau-b;
-over all groups, and over those that matter: whose gain is at least twice its standard error (of the samples that
-flipped one way and the other). As a yardstick, the tau of full rankings on two halves of the samples.
+Ranking: the groups of ops by what their fallback gains over the default config, on all samples and on the decisive ones
+(those of the smallest margins of the default config), as Kendall's tau-b; over all groups, near-ties included, and over
+those that matter: whose gain is at least twice its standard error (of the samples that flipped one way and the other).
+Few matter, and several of them gain exactly the same: tau-b counts it as a fault that the shift of the logits tells
+those apart, so over those that matter it is given as well without the pairs that the full ranking leaves open (Somers'
+d). And the share of the pairs of groups which the full ranking tells apart, by twice the standard error of their
+difference, that the decisive one puts in the same order. As yardsticks, the tau where fp32's margins choose the
+samples, and that of full rankings on two halves of the samples.
 
     DISTUNE_ASSETS=... python benchmarks/early_verdict.py [--only NAME] [--rows 1000] [--keep FOLDER] [--json FILE]
 
@@ -23,8 +28,8 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass
+from itertools import combinations, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +37,13 @@ import numpy as np
 from host import host
 from numpy.typing import NDArray
 
+from distune.backends.base import RunnableModel
+
 if TYPE_CHECKING:
     from distune.evaluation.accuracy import Evaluator
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("resnet20", "resnet32", "mbv3", "mobilenetv1")
-RANKED = ("resnet20", "mobilenetv1")
 LIMIT = "evaluation.accuracy.dataloader.dataset.Npz.limit"
 OP_TYPE_WISE = 4
 TOLERANCE = 0.01
@@ -68,8 +74,14 @@ class Ranking:
     """Kendall's tau-b between the full and the decisive ranking of the groups of ops.
 
     Attributes:
-        share: Share of the samples that the decisive ranking saw.
+        share: Share of the samples that the decisive ranking saw of each group; the config that the groups differ from
+            is scored in full once more.
         mattering: Groups whose gain is at least twice its standard error.
+        order_mattering: Tau over their pairs of unequal gain.
+        pairs: Pairs of groups that differ by at least twice the standard error of their difference.
+        pairs_kept: Share of them that the decisive ranking puts in the same order.
+        error: Samples by which a gain is off, at most.
+        tau_fp32: Where fp32's margins choose the samples.
         tau_half: Between the full rankings on even and odd samples, over all groups.
         best_is_best: The decisive ranking puts a group in front that has the largest gain, or cannot be told from it.
     """
@@ -79,6 +91,11 @@ class Ranking:
     tau: float
     mattering: int
     tau_mattering: float | None
+    order_mattering: float | None
+    pairs: int
+    pairs_kept: float | None
+    error: float
+    tau_fp32: float
     tau_half: float
     best_is_best: bool
 
@@ -95,8 +112,8 @@ class Case:
     resampled: int
     wrong: int
     rejected: int
-    bins: list[Bin] = field(default_factory=list)
-    ranking: Ranking | None = None
+    bins: list[Bin]
+    ranking: Ranking
 
 
 def main() -> int:
@@ -114,19 +131,19 @@ def main() -> int:
 # ----------------------------------------------------------------------------------------------------- real outputs
 
 
-def _outputs(name: str, rows: int, with_groups: bool, keep: Path | None) -> dict[str, NDArray[Any]]:
+def _outputs(name: str, rows: int, keep: Path | None) -> dict[str, NDArray[Any]]:
     """Outputs of every config for every sample, by config, and the labels; read from ``keep`` where they are there."""
     kept = None if keep is None else keep / f"{name}_{rows}.npz"
     if kept is not None and kept.exists():
         with np.load(kept) as file:
             return dict(file)
-    found = _run(name, rows, with_groups)
+    found = _run(name, rows)
     if kept is not None:
-        np.savez(kept, **found)  # type: ignore[arg-type]
+        np.savez(kept, allow_pickle=False, **found)
     return found
 
 
-def _run(name: str, rows: int, with_groups: bool) -> dict[str, NDArray[Any]]:
+def _run(name: str, rows: int) -> dict[str, NDArray[Any]]:
     from distune.api.names import known_names
     from distune.backends.base import backend_class
     from distune.config.load import load_config
@@ -152,8 +169,7 @@ def _run(name: str, rows: int, with_groups: bool) -> dict[str, NDArray[Any]]:
     default = default_config(space, sizes[0])
     configs = {"default": default}
     configs |= {f"type: {item.label}": item.config for item in islice(op_type_wise(space, default), OP_TYPE_WISE)}
-    if with_groups:
-        configs |= {f"op: {group}": space.fallback(default, [group]) for group in space.quantized_groups(default)}
+    configs |= {f"op: {group}": space.fallback(default, [group]) for group in space.quantized_groups(default)}
     labels = [np.asarray(batch.labels[0] if isinstance(batch.labels, tuple) else batch.labels) for batch in evaluation]
     found: dict[str, NDArray[Any]] = {"labels": np.concatenate(labels).reshape(-1)}
     for key, config in {"fp32": None, **configs}.items():
@@ -171,7 +187,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
     from distune.evaluation.criterion import Target, meets
     from distune.evaluation.verdict import Demand
 
-    outputs = _outputs(name, arguments.rows, name in RANKED, arguments.keep)
+    outputs = _outputs(name, arguments.rows, arguments.keep)
     labels, fp32 = outputs.pop("labels"), outputs.pop("fp32")
     real = dict(outputs)
     count = len(labels)
@@ -191,7 +207,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
         error = real[names[chance.integers(len(names))]] - fp32
         scores = fp32 + np.where(taken[:, None], np.float32(enlarged) * error, np.float32(0))
         value = float(np.mean(scores.argmax(1) == labels))
-        score = ordered.score(_Table(scores), demand=demand)  # type: ignore[arg-type]
+        score = ordered.score(_Table(scores), demand=demand)
         true = meets(value, target, True)
         wrong += score.verdict is not true or (score.complete and score.value != value)
         rejected += not true
@@ -199,7 +215,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
         shares.append(score.samples / count)
         shuffled.append(_random_order_share(scores, labels, mixed, target, arguments.batch_size))
     bins = _bins(np.array(drops), np.array(shares), np.array(shuffled))
-    ranking = _ranking(ordered, real, fp32, labels, target) if name in RANKED else None
+    ranking = _ranking(ordered, real, fp32, labels)
     return Case(
         name,
         count,
@@ -214,7 +230,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
     )
 
 
-class _Table:
+class _Table(RunnableModel):
     """A model that knows its outputs by heart; its input is the number of the sample."""
 
     def __init__(self, scores: NDArray[Any]) -> None:
@@ -222,6 +238,14 @@ class _Table:
 
     def predict(self, feed: Any) -> list[NDArray[Any]]:
         return [self._scores[feed["id"][:, 0]]]
+
+    @property
+    def native(self) -> Any:
+        return None
+
+    @property
+    def size_bytes(self) -> int:
+        return 0
 
 
 def _evaluator(
@@ -238,7 +262,7 @@ def _evaluator(
     ]
     spec = EvaluationSpec(data, (MetricSpec(ComponentSpec("topk", {"k": 1})),))
     evaluator = Evaluator(spec, [InputInfo("id", "int64", (None, 1))], ["logits"], 0)
-    return evaluator, evaluator.score_fp32(_Table(fp32)).value  # type: ignore[arg-type]
+    return evaluator, evaluator.score_fp32(_Table(fp32)).value
 
 
 def _random_order_share(
@@ -267,37 +291,60 @@ def _bins(drops: NDArray[Any], shares: NDArray[Any], shuffled: NDArray[Any]) -> 
 # --------------------------------------------------------------------------------------------------------- ranking
 
 
-def _ranking(
-    evaluator: Evaluator, real: dict[str, NDArray[Any]], fp32: NDArray[Any], labels: NDArray[Any], target: float
-) -> Ranking:
-    from scipy.stats import kendalltau
+def _ranking(evaluator: Evaluator, real: dict[str, NDArray[Any]], fp32: NDArray[Any], labels: NDArray[Any]) -> Ranking:
+    from scipy.stats import kendalltau, somersd
 
+    groups = [key for key in real if key.startswith("op:")]
+    right = np.array([real[key].argmax(1) == labels for key in groups])
+    base = real["default"].argmax(1) == labels
+    count = len(labels)
+    gains = right.sum(1) - base.sum()
+    errors = np.sqrt(np.maximum((right != base).sum(1), 1))
+    share, scores = _decisive(evaluator, real["default"], [real[key] for key in groups])
+    by_fp32 = _decisive(evaluator, fp32, [real[key] for key in groups])[1]
+    matters = np.abs(gains) >= 2 * errors
+    apart = [
+        (one, other)
+        for one, other in combinations(range(len(groups)), 2)
+        if abs(gains[one] - gains[other]) >= 2 * math.sqrt(max(1, int(np.sum(right[one] != right[other]))))
+    ]
+    kept = [(gains[one] - gains[other]) * (scores[one] - scores[other]) > 0 for one, other in apart]
+    winner = int(scores.argmax())
+    return Ranking(
+        share=share,
+        groups=len(groups),
+        tau=float(kendalltau(gains, scores).statistic),
+        mattering=int(matters.sum()),
+        tau_mattering=_number(kendalltau(gains[matters], scores[matters]).statistic) if matters.sum() > 1 else None,
+        order_mattering=_number(somersd(gains[matters], scores[matters]).statistic) if matters.sum() > 1 else None,
+        pairs=len(apart),
+        pairs_kept=float(np.mean(kept)) if kept else None,
+        error=float(np.abs(np.round(scores * count) - right.sum(1)).max()),
+        tau_fp32=float(kendalltau(gains, by_fp32).statistic),
+        tau_half=float(kendalltau(*(right[:, half::2].mean(1) for half in (0, 1))).statistic),
+        best_is_best=bool(gains.max() - gains[winner] <= 2 * errors[winner]),
+    )
+
+
+def _number(value: float) -> float | None:
+    """``None`` where there was nothing to compare."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _decisive(
+    evaluator: Evaluator, base: NDArray[Any], changed: Sequence[NDArray[Any]]
+) -> tuple[float, NDArray[np.float64]]:
+    """Share of the samples that are decisive by the margins of ``base``, and the scores by them."""
     from distune.evaluation.criterion import Target
     from distune.evaluation.verdict import Demand
 
-    groups = [key for key in real if key.startswith("op:")]
-    right = {key: real[key].argmax(1) == labels for key in (*groups, "default")}
-    base = right["default"]
-    gained = np.array([np.count_nonzero(right[key] & ~base) for key in groups])
-    lost = np.array([np.count_nonzero(~right[key] & base) for key in groups])
-    full = (gained - lost) / len(labels)
+    decisive = evaluator.survey(_Table(base), Demand())[1]
+    if decisive is None:
+        raise SystemExit("too few samples: a fifth of them is less than a batch")
     # No target within reach: every group is ranked on the decisive samples and not a sample more.
     demand = Demand((("", Target(math.inf, True)),), accuracy="ranking")
-    scored = [evaluator.score(_Table(real[key]), demand=demand) for key in groups]  # type: ignore[arg-type]
-    decisive = np.array([score.graded for score in scored], float)
-    error = np.sqrt(np.maximum(gained + lost, 1)) / len(labels)
-    matters = np.abs(full) >= 2 * error
-    halves = [[np.mean(right[key][half::2]) for key in groups] for half in (0, 1)]
-    winner = int(decisive.argmax())
-    return Ranking(
-        share=scored[0].samples / len(labels),
-        groups=len(groups),
-        tau=float(kendalltau(full, decisive).statistic),
-        mattering=int(matters.sum()),
-        tau_mattering=float(kendalltau(full[matters], decisive[matters]).statistic) if matters.sum() > 1 else None,
-        tau_half=float(kendalltau(*halves).statistic),
-        best_is_best=bool(full.max() - full[winner] <= 2 * error[winner]),
-    )
+    scored = [evaluator.score(_Table(scores), demand=demand, decisive=decisive) for scores in changed]
+    return len(decisive.rows) / decisive.samples, np.array([score.graded for score in scored], float)
 
 
 # ------------------------------------------------------------------------------------------------------ what is said
@@ -313,14 +360,17 @@ def _table(case: Case) -> str:
     for item in case.bins:
         drop = f"{'better' if item.low < 0 else f'{item.low:.1%}'} .. {item.high:.1%}"
         lines.append(f"{drop:>20}  {item.configs:7}  {item.ordered:12.0%}  {item.shuffled:12.0%}")
-    if case.ranking is not None:
-        rank = case.ranking
-        mattering = "-" if rank.tau_mattering is None else f"{rank.tau_mattering:.2f}"
-        lines.append(
-            f"ranking of {rank.groups} groups on {rank.share:.0%} of the samples: tau {rank.tau:.2f}; over the "
-            f"{rank.mattering} that matter {mattering}; between full rankings of two halves {rank.tau_half:.2f}; "
-            f"best group {'in front' if rank.best_is_best else 'NOT in front'}"
-        )
+    rank = case.ranking
+    mattering = "-" if rank.tau_mattering is None else f"{rank.tau_mattering:.2f}"
+    unequal = "-" if rank.order_mattering is None else f"{rank.order_mattering:.2f}"
+    kept = "-" if rank.pairs_kept is None else f"{rank.pairs_kept:.0%}"
+    lines += [
+        f"ranking of {rank.groups} groups on {rank.share:.0%} of the samples: tau {rank.tau:.2f}, over the "
+        f"{rank.mattering} that matter {mattering} ({unequal} over pairs of unequal gain); best group "
+        f"{'in front' if rank.best_is_best else 'NOT in front'}",
+        f"of {rank.pairs} pairs that differ {kept} in the same order; gains off by {rank.error:.0f} samples at most; "
+        f"tau {rank.tau_fp32:.2f} by fp32's margins, {rank.tau_half:.2f} between full rankings of two halves",
+    ]
     return "\n".join(lines)
 
 

@@ -170,21 +170,37 @@ def _point_row(point: dict[str, Any]) -> list[str]:
 
 
 def _early_verdict(figures: dict[str, Any]) -> list[str]:
-    rows = []
+    rows, rankings = [], []
     for case in figures["cases"]:
         near = [one for one in case["bins"] if one["low"] >= figures["tolerance"] and one["ordered"] is not None]
         shares = [_share(one, "ordered") for one in near], [_share(one, "shuffled") for one in near]
-        tau = (case.get("ranking") or {}).get("tau")
         words = [case["model"], str(case["resampled"]), str(case["wrong"])]
-        rows.append([*words, *(", ".join(each) for each in shares), "" if tau is None else f"{tau:.2f}"])
+        rows.append([*words, *(", ".join(each) for each in shares)])
+        found = case["ranking"]
+        forms = {"groups": "", "share": ".0%", "tau": ".2f", "mattering": "", "tau_mattering": ".2f"}
+        forms |= {"order_mattering": ".2f", "pairs": "", "pairs_kept": ".0%", "error": ".0f", "tau_fp32": ".2f"}
+        rankings.append([case["model"], str(case["samples"]), *_cells(found, **forms, tau_half=".2f")])
     names = [one for one in figures["cases"][0]["bins"] if one["low"] >= figures["tolerance"]]
     drops = ", ".join(f"{one['low']:.1%}" for one in names)
+    head = ("model", "samples", "groups", "seen", "tau", "that matter", "tau of them", "unequal gains", "pairs apart")
     return [
         "## Early verdict",
         f"`python benchmarks/early_verdict.py`. Share of the samples that a trial needs to be rejected for sure, by "
-        f"what it loses (from {drops} on), ordered by margin and shuffled; tau compares the order of ops by "
-        f"the decisive samples with that by all.",
-        _table(("model", "configs", "wrong verdicts", "ordered", "shuffled", "tau"), rows),
+        f"what it loses (from {drops} on), ordered by margin and shuffled.",
+        _table(("model", "configs", "wrong verdicts", "ordered", "shuffled"), rows),
+        "## Decisive samples for ranking",
+        "`python benchmarks/early_verdict.py`. The order of the groups of ops by what their fallback gains over the "
+        "default config: on the share of the samples that was seen, those of the smallest margins of the default "
+        "config, against the order on all of them. Tau is Kendall's tau-b over all groups. Those matter whose gain "
+        "is at least twice its standard error, by the samples that flipped; several of them may gain exactly the "
+        "same, and tau-b counts it as a fault that the shift of the logits tells those apart, so the next column "
+        "leaves pairs of equal gain out (Somers' d). Pairs apart differ by at least twice the standard error of "
+        "their difference; kept is the share that comes in the same order. Off is the most samples by which a gain "
+        "is misjudged. By fp32 is tau where fp32's margins choose the samples; halves, that between full rankings "
+        "of the even and of the odd samples: what an order on so few samples is worth in itself. The config that "
+        "the groups differ from is scored in full once more, so a ranking of n groups costs that share of n "
+        "evaluations and one.",
+        _table((*head, "kept", "off", "by fp32", "halves"), rankings),
     ]
 
 

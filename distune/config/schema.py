@@ -23,7 +23,8 @@ key                              meaning
 ``tuning.early_verdict``         ``false`` scores every trial on all samples; ``true`` (default) ends it as soon as the
                                  samples left cannot change its verdict: the decisions are the same.
 ``tuning.ranking``               ``full`` (default) ranks the ops on all samples, ``decisive`` on the at most 20% of
-                                 them that flip first; what is accepted is judged on all either way.
+                                 them whose margins are smallest in the config that the trials of a stage differ from;
+                                 what is accepted is judged on all either way.
 ``tuning.shared_prefix``         MiB (512) that a node may keep of what the trials of a stage that changes one op at
                                  a time compute alike: each then runs from the last cut before its op. 0 turns it off;
                                  the decisions are the same.

@@ -244,7 +244,7 @@ class Tuning(Section):
         True, description="Whether a trial ends as soon as the samples left cannot change its verdict."
     )
     ranking: Literal["full", "decisive"] = Field(
-        "full", description="Which evaluation samples rank the ops: all, or those that flip first."
+        "full", description="Which evaluation samples rank the ops: all, or those that the trials can flip."
     )
     shared_prefix: Number = Field(
         512.0,

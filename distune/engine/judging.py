@@ -14,6 +14,7 @@ from distune.engine.book import TrialBook
 from distune.engine.calibration import Calibrator
 from distune.engine.confirmation import Confirmations
 from distune.engine.decisions import DecisionLog
+from distune.engine.decisive import DecisiveRanking
 from distune.engine.dispatcher import Dispatcher, Outcome
 from distune.engine.measuring import Measuring
 from distune.engine.outcome import StageRecord
@@ -75,6 +76,7 @@ class Judging:
         self._timed_out = False
         self._explained: set[str] = set()
         self._order: SampleOrder | None = None
+        self._decisive = DecisiveRanking(job, book)
         self.stages: list[StageRecord] = []
         self.fallback_order: tuple[str, ...] = ()
         self.op_impact: dict[str, float] = {}
@@ -126,6 +128,9 @@ class Judging:
         start = self._dispatcher.now()
         total = _total(stage)
         run = StageRun(stage, self._book, self._stop_at_first, lambda trial: self._is_enough(stage, trial))
+        ranked = self._decisive.base(stage, self._order)
+        if ranked is not None and not self._decisive.knows(ranked):
+            self._survey(stage, ranked)
         base = self._book.best if stage.base is None else self._book.find(stage.base.hash)
         if stage.order:
             self.fallback_order = stage.order
@@ -142,6 +147,15 @@ class Judging:
         self.stages.append(StageRecord.of(stage, total, run.position, seconds, result.met is not None))
         self._listener.on(events.StageEnded(stage.name, result.met, run.position, seconds))
         return result
+
+    def _survey(self, stage: Stage, base: TuningConfig) -> None:
+        """Have the samples found that rank what differs from ``base`` in one op."""
+        body = self._survey_request(base)
+        if not self._dispatcher.knows(body):
+            self._calibrator.ensure(base)
+        (outcome,) = self._dispatcher.wait([self._run_ahead.submit(body)])
+        self._trial(stage, Candidate(base), outcome)
+        self._decisive.take(base, outcome.body)
 
     def _decide(self, run: StageRun, total: int | None) -> None:
         """Have the stage's candidates judged until it ends."""
@@ -199,6 +213,10 @@ class Judging:
 
     def _likely(self, stage: Stage) -> Iterator[Judge]:
         """What a stage that may come would ask, as far as the trials so far do not answer it."""
+        ranked = self._decisive.base(stage, self._order)
+        if ranked is not None and not self._decisive.knows(ranked):
+            yield self._survey_request(ranked)
+            return
         for candidate in stage.candidates:
             config = candidate.config if isinstance(candidate, Candidate) else candidate
             known = self._book.find(config.hash)
@@ -225,7 +243,12 @@ class Judging:
         wanted = self._looked_at(stage)
         targets = tuple((name, item.value, item.higher_is_better) for name, item in self._book.targets.items())
         floor = stage.floor if wanted == "verdict" else None
-        return Judge(config, wanted, self._book.target, self._job.criterion.higher_is_better, floor, targets)
+        body = Judge(config, wanted, self._book.target, self._job.criterion.higher_is_better, floor, targets)
+        ranked = self._decisive.base(stage, self._order)
+        return self._decisive.completed(body, ranked) if wanted == "ranking" and ranked is not None else body
+
+    def _survey_request(self, base: TuningConfig) -> Judge:
+        return replace(self._request(base, Stage("survey", ())), accuracy="survey")
 
     def _looked_at(self, stage: Stage) -> Literal["verdict", "ranking", "exact"]:
         """How closely the candidates of a stage are looked at."""
@@ -233,8 +256,7 @@ class Judging:
             return "exact"
         if stage.accuracy == "verdict" and self._job.early_verdict:
             return "verdict"
-        ranks = stage.accuracy == "ranking" and self._job.ranking == "decisive" and self._order.ranks
-        return "ranking" if ranks else "exact"
+        return "exact" if self._decisive.base(stage, self._order) is None else "ranking"
 
     def _is_enough(self, stage: Stage, trial: Trial) -> bool:
         """Whether a stage needs to know no more of a trial of before."""

@@ -23,7 +23,7 @@ from distune.evaluation.criterion import meets
 from distune.evaluation.finite import Watch
 from distune.evaluation.order import SampleOrder
 from distune.evaluation.parts import build_metrics, metric_weights, resolve_eval_func
-from distune.evaluation.ranking import DecisiveScore
+from distune.evaluation.ranking import DecisiveSamples, DecisiveScore
 from distune.evaluation.survey import Margins, Survey
 from distune.evaluation.verdict import Demand, VerdictBounds
 from distune.metrics.base import Metric, as_number
@@ -45,7 +45,8 @@ class Score:
             not what it runs on the native object.
         low, high: What the accuracy can be; both are ``value`` after a complete evaluation.
         verdict: Whether what was demanded is met; ``None`` where nothing was, or where it is not known.
-        graded: Score on the decisive samples, where the evaluation went over them (``ranking.DecisiveScore``).
+        graded: Score on the decisive samples, where the evaluation went over them (``ranking.DecisiveScore``); of the
+            model by whose margins they were chosen, the accuracy.
     """
 
     value: float
@@ -132,11 +133,6 @@ class Evaluator:
     def samples(self) -> int:
         """Evaluation samples; 0 for an ``eval_func``, and until they were read once."""
         return 0 if self._eval_func else sum(self._batches.sizes)
-
-    @property
-    def ranked(self) -> int:
-        """Of ``samples``, those that every trial of a ranking is scored on."""
-        return self.samples if self._order is None else self._samples_of(range(*self._order.decisive))
 
     @property
     def metric_directions(self) -> Mapping[str, bool]:
@@ -243,7 +239,7 @@ class Evaluator:
                 "scored"
             )
         order = survey.order()
-        middle = order.decisive[0]
+        middle = order.nearest
         check = self._begin(model, order)
         self._step(check, next(self._batches.ordered(order.rows, [middle])))
         end = sum(survey.sizes[: middle + 1])
@@ -263,6 +259,7 @@ class Evaluator:
         demand: Demand | None = None,
         own_batches: bool = False,
         watch: Watch | None = None,
+        decisive: DecisiveSamples | None = None,
     ) -> Score:
         """Evaluate a model, on the complete evaluation set unless ``demand`` is answered before its end.
 
@@ -271,6 +268,8 @@ class Evaluator:
             demand: What has to be found out. Without an order of the samples everything is.
             own_batches: The model's outputs depend on what else is in a batch: keep the user's batches.
             watch: Is shown what the model is given and answers.
+            decisive: Where models are ranked: look at these samples first, and at others only where it promises to
+                meet by them.
 
         Raises:
             DataError: Data, model and metrics do not fit each other.
@@ -284,54 +283,68 @@ class Evaluator:
         if self.needs_reference and self._reference is None:
             raise DataError("a metric has compare_label: false, but the fp32 model was not set as the reference")
         order = None if own_batches else self._order
-        run, demand = self._begin(model, order, watch), demand or Demand()
+        demand = demand or Demand()
+        looked = None
+        if decisive is not None and order is not None and demand.accuracy == "ranking":
+            looked, promises = self._score_decisive(model, order, demand, decisive)
+            if not promises:
+                return looked
+        run = self._begin(model, order, watch)
         if order is None:
             self._prepare(run, self._batches)
             for batch in self._batches:
                 self._step(run, batch)
             return self._complete(run, demand, start)
-        return self._score_in_order(run, order, demand, start)
+        score = self._score_in_order(run, order, demand, start)
+        if looked is None:
+            return score
+        return replace(score, graded=looked.graded, inference_s=score.inference_s + looked.inference_s)
 
-    def _score_in_order(self, run: _Pass, order: SampleOrder, demand: Demand, start: float) -> Score:
+    def survey(self, model: RunnableModel, demand: Demand) -> tuple[Score, DecisiveSamples | None]:
+        """Evaluate a model completely, and find the samples that decide about those that differ from it a little.
+
+        There are none where the samples have no order, or the metrics say no margins.
+        """
+        if self._order is None:
+            return self.score(model, demand=demand), None
+        start = time.perf_counter()
+        survey = self._empty_survey()
+        run = self._begin(model, self._order)
+        for batch in self._batches.ordered(self._order.rows, range(len(self._batches.sizes))):
+            self._step(run, batch)
+            survey.take(batch.index, self._outcomes(run), self._margins(run))
+        score = self._complete(run, demand, start)
+        return replace(score, graded=score.value), survey.decisive(self._order.rows, self._batches.sizes[0])
+
+    def _score_decisive(
+        self, model: RunnableModel, order: SampleOrder, demand: Demand, decisive: DecisiveSamples
+    ) -> tuple[Score, bool]:
+        """The score on the decisive samples, and whether the model promises to meet what is demanded."""
+        start = time.perf_counter()
+        graded = DecisiveScore(
+            self._forms, decisive, order.totals, self._combined, self._directions[self._forms[0].name]
+        )
         bounds = VerdictBounds(self._forms, order.totals, self._combined, demand)
-        decisive = range(*order.decisive)
-        graded = DecisiveScore(self._forms, order, self._combined, self._directions[self._forms[0].name])
-        first = decisive if demand.accuracy == "ranking" else range(0)
-        sure = first or range(len(self._batches.sizes) if demand.accuracy == "exact" else 0)
-        self._prepare(run, self._batches.ordered(order.rows, sure))
-        for batch in self._batches.ordered(order.rows, first):
+        run = replace(self._begin(model), partition=decisive.chosen)
+        self._prepare(run, self._batches.of(decisive.rows, decisive.batch_size))
+        for batch in self._batches.of(decisive.rows, decisive.batch_size):
             self._step(run, batch)
             bounds.take(self._outcomes(run))
             graded.take(self._outcomes(run), self._margins(run))
-        ended = bool(first) and not _met(demand, graded.metrics, graded.accuracy)
-        if not ended:
-            then = [index for index in range(len(self._batches.sizes)) if index not in first]
-            for batch in self._batches.ordered(order.rows, then):
-                self._step(run, batch)
-                bounds.take(self._outcomes(run))
-                if batch.index in decisive:
-                    graded.take(self._outcomes(run), self._margins(run))
-                ended = run.samples < len(order.parts) and bounds.settled
-                if ended:
-                    break
-        value = graded.value if graded.samples and graded.samples == self._samples_of(decisive) else None
-        if not ended:
-            return replace(self._complete(run, demand, start), graded=value)
-        return Score(
-            value=math.nan,
-            metrics={},
-            samples=run.samples,
-            complete=False,
-            evaluate_s=time.perf_counter() - start,
-            inference_s=run.inference_s,
-            low=bounds.accuracy.low,
-            high=bounds.accuracy.high,
-            verdict=False if bounds.failed else None,
-            graded=value,
-        )
+        score = _ended(run, bounds, time.perf_counter() - start)
+        return replace(score, graded=graded.value), _met(demand, graded.metrics, graded.accuracy)
 
-    def _samples_of(self, batches: range) -> int:
-        return sum(self._batches.sizes[batches.start : batches.stop])
+    def _score_in_order(self, run: _Pass, order: SampleOrder, demand: Demand, start: float) -> Score:
+        bounds = VerdictBounds(self._forms, order.totals, self._combined, demand)
+        every = range(len(self._batches.sizes))
+        if demand.accuracy == "exact":
+            self._prepare(run, self._batches.ordered(order.rows, every))
+        for batch in self._batches.ordered(order.rows, every):
+            self._step(run, batch)
+            bounds.take(self._outcomes(run))
+            if run.samples < len(order.parts) and bounds.settled:
+                return _ended(run, bounds, time.perf_counter() - start)
+        return self._complete(run, demand, start)
 
     def _begin(self, model: RunnableModel, order: SampleOrder | None = None, watch: Watch | None = None) -> _Pass:
         for metric in self._metrics.values():
@@ -455,6 +468,21 @@ class _Pass:
     samples: int = 0
     inference_s: float = 0.0
     last: tuple[Any, Any] = (None, None)
+
+
+def _ended(run: _Pass, bounds: VerdictBounds, seconds: float) -> Score:
+    """What is known of a model after some of the samples."""
+    return Score(
+        value=math.nan,
+        metrics={},
+        samples=run.samples,
+        complete=False,
+        evaluate_s=seconds,
+        inference_s=run.inference_s,
+        low=bounds.accuracy.low,
+        high=bounds.accuracy.high,
+        verdict=False if bounds.failed else None,
+    )
 
 
 def _met(demand: Demand, metrics: Mapping[str, float], accuracy: float) -> bool:

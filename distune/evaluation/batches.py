@@ -102,6 +102,12 @@ class EvaluationBatches:
             size = self._sizes[index]
             yield self._rows(index, rows[ends[index] - size : ends[index]], size)
 
+    def of(self, rows: NDArray[np.intp], size: int) -> Iterator[Prepared]:
+        """Batches of ``size`` of the samples ``rows`` each, fewer in the last one."""
+        for index, start in enumerate(range(0, len(rows), size)):
+            chosen = rows[start : start + size]
+            yield self._rows(index, chosen, len(chosen))
+
     def _rows(self, index: int, rows: slice | NDArray[np.intp], size: int) -> Prepared:
         if self._joined is not None:
             feed, labels = self._joined

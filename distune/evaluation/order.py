@@ -24,10 +24,7 @@ from distune.errors import DataError
 
 _PARTS = 256
 
-DECISIVE = 0.2
-"""Share of the samples that ranking looks at, at most: those of the smallest margins, right and wrong ones."""
-
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,31 +34,24 @@ class SampleOrder:
     Attributes:
         parts: The part of the order that each sample lies in, one byte a sample, in the order of the data.
         totals: Weight of all samples, by metric.
-        decisive: First and last (exclusive) batch of those that ranking looks at; equal where there are none.
-        outside: The fp32 model's sum of outcomes over all other batches, by metric.
-        scale: A margin's usual size; 0 where margins are not known.
+        margins: Whether margins are known.
+        nearest: The batch of the smallest margins; the first where they are not known.
     """
 
     parts: bytes
     totals: tuple[float, ...]
-    decisive: tuple[int, int] = (0, 0)
-    outside: tuple[float, ...] = ()
-    scale: float = 0.0
+    margins: bool = False
+    nearest: int = 0
 
     @cached_property
     def rows(self) -> NDArray[np.intp]:
         """Positions of the samples in the data, in the order of evaluation."""
         return _rows(self.parts)
 
-    @property
-    def ranks(self) -> bool:
-        """Whether there are decisive samples."""
-        return self.decisive[0] < self.decisive[1]
-
     def encode(self) -> str:
         """As text for a message and the journal, about 1.4 bytes a sample at most; ``decode`` is the inverse."""
         packed = base64.b64encode(zlib.compress(self.parts, 9)).decode()
-        return json.dumps([_VERSION, packed, self.totals, self.decisive, self.outside, self.scale])
+        return json.dumps([_VERSION, packed, self.totals, self.margins, self.nearest])
 
     @classmethod
     def decode(cls, text: str) -> SampleOrder:
@@ -73,15 +63,13 @@ class SampleOrder:
         version, *content = json.loads(text)
         if version != _VERSION:
             raise DataError(f"the order of the samples is of version {version}, and this distune reads {_VERSION}")
-        packed, totals, decisive, outside, scale = content
-        parts = zlib.decompress(base64.b64decode(packed))
-        return cls(parts, tuple(totals), (decisive[0], decisive[1]), tuple(outside), scale)
+        packed, totals, margins, nearest = content
+        return cls(zlib.decompress(base64.b64decode(packed)), tuple(totals), margins, nearest)
 
 
 def build_order(
     keys: NDArray[np.float64],
     margins: NDArray[np.float64] | None,
-    outcomes: Sequence[NDArray[np.float64]],
     totals: Sequence[float],
     sizes: Sequence[int],
 ) -> SampleOrder:
@@ -90,7 +78,6 @@ def build_order(
     Args:
         keys: [n], smaller is earlier.
         margins: The fp32 model's margins [n], where they are known.
-        outcomes: The fp32 model's outcomes [n], by metric.
         totals: Weight of all samples, by metric.
         sizes: Samples of each batch; the order is cut into batches of the same sizes.
     """
@@ -101,33 +88,11 @@ def build_order(
     totals = tuple(map(float, totals))
     if margins is None or not np.isfinite(margins).any():
         return SampleOrder(parts, totals)
-    rows = _rows(parts)
-    ends = np.cumsum(sizes)
-    first, last = _window(np.abs(margins)[rows], [0, *ends.tolist()])
-    outside = np.ones(count, np.bool_)
-    if first < last:
-        outside[rows[ends[first] - sizes[first] : ends[last - 1]]] = False
-    sums = tuple(float(values[outside].sum()) for values in outcomes)
-    return SampleOrder(parts, totals, (first, last), sums, float(np.std(margins[np.isfinite(margins)])))
+    ordered = np.abs(margins)[_rows(parts)]
+    starts = np.cumsum([0, *sizes[:-1]])
+    nearest = int(np.argmin(np.maximum.reduceat(np.nan_to_num(ordered, nan=np.inf), starts)))
+    return SampleOrder(parts, totals, True, nearest)
 
 
 def _rows(parts: bytes) -> NDArray[np.intp]:
     return np.argsort(np.frombuffer(parts, np.uint8), kind="stable")
-
-
-def _window(distances: NDArray[np.float64], edges: Sequence[int]) -> tuple[int, int]:
-    """The run of whole batches, of at most ``DECISIVE`` of the samples, that has the smallest margins."""
-    allowed = DECISIVE * len(distances)
-    best, found = np.inf, (0, 0)
-    longest = max((b - a for a in range(len(edges)) for b in (_reach(edges, a, allowed),)), default=0)
-    for first in range(len(edges) - longest):
-        if longest and edges[first + longest] - edges[first] <= allowed:
-            farthest = float(np.max(distances[edges[first] : edges[first + longest]]))
-            if farthest < best:
-                best, found = farthest, (first, first + longest)
-    return found
-
-
-def _reach(edges: Sequence[int], first: int, allowed: float) -> int:
-    """The last edge that is at most ``allowed`` samples behind edge ``first``."""
-    return int(np.searchsorted(np.asarray(edges), edges[first] + allowed, side="right")) - 1

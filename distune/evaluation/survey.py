@@ -1,5 +1,6 @@
-"""What the fp32 model says of every sample, and the order of the samples that follows from it.
+"""What a model says of every sample, and what follows from it.
 
+That is the order of the samples where it is the fp32 model, and else those that decide about models that differ little.
 Several workers can each make the survey of a shard; joined, these are the survey of the whole set, whoever made them.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distune.evaluation.order import SampleOrder, build_order
+from distune.evaluation.ranking import DecisiveSamples, choose
 from distune.metrics.per_sample import Outcomes, PerSampleForm
 from distune.metrics.sums import ExactSum
 
@@ -23,7 +25,7 @@ _ALIKE = 1e-3
 
 
 class Survey:
-    """Outcomes and margins of the fp32 model, batch after batch.
+    """Outcomes and margins of a model, batch after batch.
 
     Args:
         forms: The metrics.
@@ -94,7 +96,19 @@ class Survey:
         margins = self._all_margins()
         keys = margins if margins is not None else -self._badness(values, weights)
         totals = [_total(weight) for weight in weights]
-        return build_order(keys, margins, values, totals, self.sizes)
+        return build_order(keys, margins, totals, self.sizes)
+
+    def decisive(self, rows: NDArray[np.intp], batch_size: int) -> DecisiveSamples | None:
+        """The samples that decide about models that differ a little from this one; ``None`` where there are none.
+
+        Args:
+            rows: Position in the data of each sample, in the order in which they were taken.
+        """
+        margins = self._all_margins()
+        if margins is None:
+            return None
+        back = np.argsort(rows)
+        return choose(margins[back], [values[back] for values in self._values()], batch_size)
 
     def agrees(self, rows: NDArray[np.intp], outcomes: Sequence[Outcomes], margins: Sequence[Margins]) -> bool:
         """Whether the samples ``rows``, scored together in one batch, come out as they did in the user's batches.

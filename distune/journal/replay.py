@@ -79,7 +79,8 @@ def request_key(body: RequestBody) -> str:
             return f"calibrate:{_digest(body.variant)}:{body.sampling_size}:{body.shard}/{body.shards}"
         case Judge():
             floor = "" if body.floor is None else f":{body.floor!r}"
-            return f"judge:{body.config.hash}:{body.accuracy}{floor}{':deployed' if body.deployed else ''}"
+            base = f":of {body.base}" if body.base else ""
+            return f"judge:{body.config.hash}:{body.accuracy}{floor}{base}{':deployed' if body.deployed else ''}"
         case MeasureLatency():
             return f"latency:{body.config.hash}"
         case MeasureFootprint():

@@ -81,7 +81,7 @@ def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: b
     """Groups by what their fallback gained, the most helpful first.
 
     A group whose trial failed or was not judged comes last. Groups of equal accuracy keep the order of ``groups``.
-    Where some were measured on the decisive samples alone, all are compared on those.
+    Where some were measured on the decisive samples alone, those that were not are compared by their accuracy.
 
     Args:
         result: Answer to ``instance_stage``.
@@ -101,10 +101,14 @@ def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: b
 
 
 def ranking_values(trials: Sequence[Trial]) -> dict[int, float]:
-    """What trials are ranked by, by their ids: the accuracy where it is known of all, else the decisive score."""
+    """What trials are ranked by, by their ids: the accuracy where it is known of all, else the decisive score.
+
+    That is an estimate of the accuracy and breaks ties between models of which it is the same, so that it comes before
+    the accuracy where both are known.
+    """
     judged = [trial for trial in trials if trial.accuracy is not None or not trial.complete]
     by_accuracy = all(trial.accuracy is not None for trial in judged)
-    found = {trial.id: trial.accuracy if by_accuracy else trial.score for trial in judged}
+    found = {trial.id: trial.accuracy if by_accuracy or trial.score is None else trial.score for trial in judged}
     return {number: value for number, value in found.items() if value is not None}
 
 

@@ -27,7 +27,7 @@ class Trial:
         verdict: ``not_judged`` where it was ranked only, on the decisive samples, and did not promise to meet.
         accuracy: ``None`` where the trial failed, or ended before its accuracy was known (``complete`` is false).
         accuracy_low, accuracy_high: Bounds after an early verdict.
-        score: On the decisive samples, where they were seen: comparable between trials, in the accuracy's unit.
+        score: The accuracy as far as the decisive samples tell, where it was ranked by them.
         latency: ``None`` where it was not measured.
         footprint_ratio: ``footprint_bytes`` divided by fp32's, measured on the same host.
         reason: Why it failed.

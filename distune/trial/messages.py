@@ -72,21 +72,26 @@ class Judge:
     Attributes:
         config: The effective tuning config.
         accuracy: ``verdict`` needs only to know whether the criterion is met, ``ranking`` a score to compare it by,
-            ``exact`` the value. What meets, or may meet, is always scored in full.
+            ``exact`` the value, ``survey`` that and the samples that decide about configs that differ in one op. What
+            meets, or may meet, is always scored in full.
         target: The accuracy that meets the criterion; ``None`` where nothing is judged against it.
         higher_is_better: Direction of ``target``.
         floor: With ``verdict``: accuracies that are not worse than this are needed exactly although they fail.
         targets: Where each metric must meet on its own instead: name, target and direction of each.
         deployed: Score the model as it is deployed, where the backend judges another form of it.
+        base: With ``ranking``: hash of the config whose survey chose the samples to score.
+        decisive: With ``ranking``: those samples (``evaluation.ranking``).
     """
 
     config: TuningConfig
-    accuracy: Literal["verdict", "ranking", "exact"] = "exact"
+    accuracy: Literal["verdict", "ranking", "exact", "survey"] = "exact"
     target: float | None = None
     higher_is_better: bool = True
     floor: float | None = None
     targets: tuple[tuple[str, float, bool], ...] = ()
     deployed: bool = False
+    base: str = ""
+    decisive: str = ""
 
 
 @dataclass(frozen=True)
@@ -289,10 +294,10 @@ class Accuracy:
         samples: Samples evaluated.
         complete: The complete evaluation set was used.
         verdict: Whether the criterion is met, ``None`` where it was not asked, or (``ranking``) not found out.
-        score: On the decisive samples, comparable between the models of a run, in the accuracy's unit and direction;
-            ``None`` where they were not all seen.
+        score: The accuracy as far as the decisive samples tell (``ranking``, ``survey``); else ``None``.
         order: With the baseline: the order of the samples that all trials are scored in (``UseOrder``); empty where
             they are scored as the data give them.
+        decisive: With ``survey``: the samples that decide (``evaluation.ranking``); empty where there are none.
         size_bytes: Bytes of the model as exported, ``None`` for a baseline.
         quantize_s, evaluate_s, inference_s: Seconds spent rewriting the graph and building the session, in evaluation
             as a whole, and of that in inference alone (0 for a user's eval_func, where it cannot be told apart).
@@ -318,6 +323,7 @@ class Accuracy:
     score: float | None = None
     order: str = ""
     compile_s: float = 0.0
+    decisive: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from distune.evaluation.finite import NonFinite, Watch
 from distune.evaluation.footprint import peak_resident_bytes
 from distune.evaluation.latency import measure
 from distune.evaluation.order import SampleOrder
+from distune.evaluation.ranking import DecisiveSamples
 from distune.evaluation.verdict import Demand
 from distune.space.op_config import FP32, TuningConfig
 from distune.trial import messages as m
@@ -192,10 +193,16 @@ class Runner:
         compiled_s = model.compile_s
         # Ranges taken at run time are those of the whole batch, so that each sample's outputs depend on the others.
         own_batches = any(op.mode == "dynamic" for _, op in body.config.ops)
-        score = evaluator.score(model, dict(body.config.parameters), _demand(body), own_batches)
+        wanted, found = _demand(body), None
+        if body.accuracy == "survey" and not own_batches:
+            score, found = evaluator.survey(model, wanted)
+        else:
+            decisive = DecisiveSamples.decode(body.decisive) if body.decisive else None
+            score = evaluator.score(model, dict(body.config.parameters), wanted, own_batches, decisive=decisive)
         compile_s = model.compile_s - compiled_s
         return replace(
             _accuracy(score, model),
+            decisive="" if found is None else found.encode(),
             size_bytes=model.size_bytes,
             quantize_s=quantize_s,
             inference_s=max(0.0, score.inference_s - compile_s),
@@ -204,7 +211,7 @@ class Runner:
 
     def _share(self, evaluator: Evaluator, body: m.Judge) -> None:
         """Tell the backend, once a stage, what its trials have in common."""
-        samples = evaluator.ranked if body.accuracy == "ranking" else evaluator.samples
+        samples = len(DecisiveSamples.decode(body.decisive).rows) if body.decisive else evaluator.samples
         if self._opened is not None and samples and self._job.shared_prefix_bytes:
             free = quarter_of_memory()  # which the other ranks of the node see as well
             share = self._job.limits.memory_bytes
@@ -380,7 +387,8 @@ def _demand(body: m.Judge) -> Demand:
     targets = tuple((name, Target(value, higher)) for name, value, higher in body.targets)
     if not targets and body.target is not None:
         targets = (("", Target(body.target, body.higher_is_better)),)
-    return Demand(targets, body.floor, body.higher_is_better, body.accuracy)
+    accuracy = "exact" if body.accuracy == "survey" else body.accuracy
+    return Demand(targets, body.floor, body.higher_is_better, accuracy)
 
 
 def _accuracy(score: Score, model: RunnableModel) -> m.Accuracy:

@@ -20,7 +20,7 @@ from distune.space.op_config import TuningConfig
 from distune.trial.messages import Accuracy, Baseline, Judge, ResultBody
 from tests.engine.simulated_run import Model, Run, job, policy, tune
 
-ORDER = SampleOrder(np.arange(100, dtype=np.uint8).tobytes(), (100.0,), (1, 2), (80.0,), 1.0)
+ORDER = SampleOrder(np.arange(100, dtype=np.uint8).tobytes(), (100.0,), margins=True, nearest=1)
 
 
 @dataclass
@@ -35,6 +35,8 @@ class EarlyModel(Model):
             return replace(answer, order=ORDER.encode())
         if not isinstance(body, Judge) or not isinstance(answer, Accuracy):
             return answer
+        if body.accuracy == "survey":
+            return replace(answer, score=answer.value, decisive="some")
         found = replace(answer, score=answer.value + random.Random(body.config.hash).uniform(-1, 1) * self.noise)
         assert body.target is not None
         if body.accuracy == "exact" or meets(answer.value, body.target, body.higher_is_better):
@@ -158,11 +160,33 @@ def test_decisive_ranking_accepts_only_what_was_judged_in_full(tmp_path: Path) -
     for seed, scale in enumerate((1.0, 3.0)):
         full = tune(tmp_path / f"full{seed}", planted(Model, seed, True, scale), tuning("basic", True))
         model = planted(EarlyModel, seed, True, scale)
-        run = tune(tmp_path / f"decisive{seed}", model, tuning("basic", True, ranking="decisive"))
+        settings = tuning("basic", True, ranking="decisive")
+        run = tune(tmp_path / f"decisive{seed}", model, settings)
         assert run.outcome.outcome == full.outcome.outcome
         assert run.winner == full.winner  # without noise in the score the order is the same
         assert run.outcome.best is not None
         assert run.outcome.best.complete
+        many = tune(tmp_path / f"many{seed}", planted(EarlyModel, seed, True, scale), settings, workers=3)
+        assert decided(many) == decided(run)
+        assert many.outcome.op_impact == run.outcome.op_impact
+    surveys = [request.body for _, request in model.asked if getattr(request.body, "accuracy", "") == "survey"]
+    assert len(surveys) == len({body.config.hash for body in surveys}) > 0  # once for each config started from
     ranked = [trial for trial in run.outcome.trials if trial.verdict == "not_judged"]
     assert ranked
     assert all(trial.accuracy is None and trial.score is not None for trial in ranked)
+
+
+def test_where_nothing_decides_ops_are_ranked_in_full(tmp_path: Path) -> None:
+    """The config that the trials differ from has no decisive samples, or its survey failed."""
+
+    class Undecided(EarlyModel):
+        def _body(self, body: Any) -> ResultBody:
+            answer = super()._body(body)
+            if isinstance(body, Judge) and body.accuracy == "survey" and isinstance(answer, Accuracy):
+                return replace(answer, decisive="")
+            return answer
+
+    plain = tune(tmp_path / "plain", planted(EarlyModel, 1, True, 3.0), tuning("basic", True))
+    run = tune(tmp_path / "run", planted(Undecided, 1, True, 3.0), tuning("basic", True, ranking="decisive"), workers=2)
+    assert decided(run) == decided(plain)
+    assert all(trial.verdict != "not_judged" for trial in run.outcome.trials)

@@ -419,19 +419,3 @@ def test_the_order_of_other_data_is_refused() -> None:
     assert judge.order is not None
     with pytest.raises(DataError, match="200"):
         evaluator(data=DATA[:-1]).use(judge.order)
-
-
-def test_ranking_looks_at_a_fifth_and_at_all_of_what_promises_to_meet() -> None:
-    judge, fp32 = with_order(evaluator())
-    bad = judge.score(table(degraded(2.0)), demand=demand(fp32.value, accuracy="ranking"))
-    worse = judge.score(table(-FP32), demand=demand(fp32.value, accuracy="ranking"))
-    assert bad.samples == worse.samples == 40
-    assert not bad.complete
-    assert bad.graded is not None
-    assert worse.graded is not None
-    assert worse.graded < bad.graded
-    good = judge.score(table(FP32), demand=demand(fp32.value, accuracy="ranking"))
-    assert good.complete
-    assert good.verdict is True
-    assert good.graded is not None
-    assert good.graded > bad.graded

@@ -86,6 +86,8 @@ def test_keys_tell_work_apart_and_nothing_else() -> None:
     assert len({request_key(body) for body in bodies}) == len(bodies)
     assert request_key(Baseline()) == "baseline"
     assert request_key(Judge(CONFIG, "exact", 0.7)) == f"judge:{CONFIG.hash}:exact"
+    ranked = Judge(CONFIG, "ranking", 0.7, base="b", decisive="samples")
+    assert request_key(ranked) == f"judge:{CONFIG.hash}:ranking:of b"
     same = replace(CONFIG, recipes=tuple(CONFIG.recipes))
     assert request_key(MeasureLatency(same)) == request_key(MeasureLatency(CONFIG))
 

@@ -1,0 +1,103 @@
+"""Ranking by the samples that decide: those of the smallest margins of the config that the trials differ from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from distune.config.job import ComponentSpec, MetricSpec
+from distune.errors import DataError
+from distune.evaluation.ranking import SHARE, DecisiveSamples, choose
+from distune.evaluation.verdict import Demand
+from tests.evaluation.test_verdict import COUNT, DATA, FP32, LABELS, degraded, demand, evaluator, table, with_order
+
+BASE = degraded(1.0)
+
+
+def changed(part: float, seed: int) -> NDArray[np.float32]:
+    """What a config that differs from the base in one op might say: near the base, not near fp32."""
+    return (BASE + part * (FP32 - BASE) + part * np.random.default_rng(seed).normal(size=FP32.shape)).astype(np.float32)
+
+
+def right(scores: NDArray[np.float32]) -> int:
+    return int(np.count_nonzero(scores.argmax(1) == LABELS))
+
+
+def test_trials_are_ranked_as_by_all_samples_where_the_others_do_as_the_base_does() -> None:
+    judge, _ = with_order(evaluator())
+    score, decisive = judge.survey(table(BASE), Demand())
+    assert score.complete
+    assert score.value == score.graded == evaluator().score(table(BASE)).value
+    assert decisive is not None
+    assert len(decisive.rows) == SHARE * COUNT
+    ranked = []
+    for seed, part in enumerate((0.02, 0.05, 0.1, 0.05, 0.02, 0.1)):
+        scores = changed(part, seed)
+        elsewhere = np.setdiff1d(np.arange(COUNT), decisive.rows)
+        alike = (scores.argmax(1) == LABELS)[elsewhere] == (BASE.argmax(1) == LABELS)[elsewhere]
+        assert alike.all()  # else this test says nothing
+        found = judge.score(table(scores), demand=demand(2.0, accuracy="ranking"), decisive=decisive)
+        assert (found.complete, found.samples) == (False, len(decisive.rows))
+        assert found.graded is not None
+        ranked.append((found.graded, right(scores)))
+        assert found.graded == pytest.approx(right(scores) / COUNT, abs=1 / COUNT)
+        assert found.low <= right(scores) / COUNT <= found.high
+    by_score = [count for _, count in sorted(ranked)]
+    assert by_score == sorted(by_score)
+    assert len(set(by_score)) > 1
+
+
+def test_equal_numbers_of_flips_are_told_apart_by_the_shift_of_the_margins() -> None:
+    judge, _ = with_order(evaluator())
+    base, decisive = judge.survey(table(BASE), Demand())
+    better, worse = BASE.copy(), BASE.copy()
+    nudge = 1e-4
+    better[np.arange(COUNT), LABELS] += nudge
+    worse[np.arange(COUNT), LABELS] -= nudge
+    assert right(better) == right(worse) == right(BASE)
+    up, down = (
+        judge.score(table(scores), demand=demand(2.0, accuracy="ranking"), decisive=decisive).graded
+        for scores in (better, worse)
+    )
+    assert up is not None
+    assert down is not None
+    assert base.graded is not None
+    assert down < base.graded < up
+
+
+def test_what_promises_to_meet_is_judged_in_full() -> None:
+    judge, fp32 = with_order(evaluator())
+    _, decisive = judge.survey(table(BASE), Demand())
+    good = judge.score(table(FP32), demand=demand(fp32.value - 0.3, accuracy="ranking"), decisive=decisive)
+    assert good.complete
+    assert good.verdict is True
+    assert good.value == fp32.value
+    assert good.graded is not None
+    almost = judge.score(table(BASE), demand=demand(fp32.value, accuracy="ranking"), decisive=decisive)
+    assert not almost.complete
+
+
+def test_losses_say_no_margins_so_that_nothing_decides() -> None:
+    judge, _ = with_order(evaluator(MetricSpec(ComponentSpec("Loss", {}))))
+    assert judge.order is not None
+    assert not judge.order.margins
+    assert judge.survey(table(BASE), Demand())[1] is None
+
+
+def test_fewer_samples_than_five_batches_are_all_needed() -> None:
+    judge, _ = with_order(evaluator(data=DATA[:4]))
+    assert judge.survey(table(BASE), Demand())[1] is None
+
+
+def test_the_samples_travel_small_and_whole() -> None:
+    margins = np.random.default_rng(0).normal(size=50_000)
+    margins[7] = np.nan
+    found = choose(margins, [(margins > 0).astype(float)], 64)
+    assert found is not None
+    assert DecisiveSamples.decode(found.encode()) == found
+    assert len(found.rows) == 9984  # whole batches
+    assert np.abs(margins[found.rows]).max() <= np.sort(np.abs(margins))[9984]
+    assert len(found.encode()) < 9_000
+    with pytest.raises(DataError, match="version 9"):
+        DecisiveSamples.decode("[9]")
