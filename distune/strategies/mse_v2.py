@@ -88,7 +88,8 @@ class MSE_V2TuneStrategy(TuneStrategy):
         """
         if len(groups) == 1:
             return groups[0]
-        ordered = [group for group in self.space.groups if group in set(groups)]
+        wanted = set(groups)
+        ordered = [group for group in self.space.groups if group in wanted]
         args: dict[str, Any] = {"direction": direction}
         if direction == "revert":
             args["quantized"] = base.to_json()
