@@ -110,7 +110,7 @@ class _Timing:
         seconds, samples = 0.0, 0
         variant = _space(self._short, self.inspection).variant(config)
         for each in dict.fromkeys(((), variant)):
-            found = _of(self._ask(m.Calibrate(config.sampling_size, 0, 1, each)), m.Statistics)
+            found = _of(self._ask(m.Calibrate(config.sampling_size, 0, 1, each, config.needs_histograms)), m.Statistics)
             self._runner.receive(m.LoadStatistics(each, config.sampling_size, found.blob))
             seconds, samples = seconds + found.seconds, max(samples, found.samples)
         return seconds / max(1, samples)

@@ -184,8 +184,13 @@ class Backend(ABC):
             memory_limit: Bytes that what is kept may take.
         """
 
-    def prepare_calibration(self, sampling_size: int) -> None:
-        """Told before ``calibrate`` for how many samples; statistics of the plain graph for as many are there then."""
+    def prepare_calibration(self, sampling_size: int, histograms: bool = True) -> None:
+        """Told before ``calibrate``.
+
+        Args:
+            sampling_size: Samples in all shards; statistics of the plain graph for as many are there already.
+            histograms: Configs need how often values occur, too (``TuningConfig.needs_histograms``).
+        """
 
     @abstractmethod
     def calibrate(self, variant: tuple[tuple[str, Any], ...], batches: Iterable[tuple[int, Feed]]) -> bytes:

@@ -3,10 +3,10 @@
 Per tensor three things are kept, each of which merges exactly:
 
 * minimum and maximum of every batch, indexed by the batch's global number (moving averages follow from them);
-* integer counts in bins whose width is a power of two and whose edges are aligned at 0. When the range grows the
-  width doubles, and two old bins are exactly one new bin, so the counts are those of the final width whatever came
-  first (a histogram with data-dependent edges depends on the order of the batches);
-* how many values were not finite.
+* where they are wanted, integer counts in bins whose width is a power of two and whose edges are aligned at 0. When the
+  range grows the width doubles, and two old bins are exactly one new bin, so the counts are those of the final width
+  whatever came first (a histogram with data-dependent edges depends on the order of the batches);
+* how many values were finite, and how many were not.
 
 Attention masks put constants such as -1e9, -65504 or -10000 into tensors whose other values are small. Values from
 ``MASK_MAGNITUDE`` on are therefore kept apart. They set a range only where they continue the other values: when the
@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 from distune.backends.channel_statistics import ChannelStatistics
 from distune.backends.second_moments import SecondMoments
 from distune.errors import TrialError
+from distune.space.op_config import HISTOGRAM_ALGORITHMS
 
-STATISTICS_VERSION = 4
+STATISTICS_VERSION = 5
 """Changes with what the statistics hold, so that nobody reads older ones."""
 
 BINS_LOG2 = 12
@@ -116,39 +117,46 @@ class TensorStatistics:
     Attributes:
         batches: Minimum and maximum of the ordinary values, then of the large ones (``MASK_MAGNITUDE`` and more), by
             batch number. Where a batch has none of a kind the minimum is +inf and the maximum -inf.
-        ordinary, large: Histograms of the two kinds.
+        ordinary, large: Histograms of the two kinds; that of the ordinary values is empty where none was wanted.
+        counted: How many ordinary values there were.
         nonfinite: How many values were infinite or NaN.
     """
 
     batches: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
     ordinary: Histogram = field(default_factory=Histogram)
     large: Histogram = field(default_factory=Histogram)
+    counted: int = 0
     nonfinite: int = 0
 
-    def add(self, batch: int, values: NDArray[Any]) -> None:
-        """Count one batch of the tensor."""
+    def add(self, batch: int, values: NDArray[Any], histogram: bool = True) -> None:
+        """Count one batch of the tensor, in a histogram or only as far as minima and maxima go."""
         flat = np.asarray(values, dtype=np.float32).ravel()
         low, high, large_low, large_high = math.inf, -math.inf, math.inf, -math.inf
         for start in range(0, flat.size, _CHUNK):  # as many values as the processor's cache holds are read once
-            bounds = self._count(flat[start : start + _CHUNK])
+            bounds = self._count(flat[start : start + _CHUNK], histogram)
             low, high = min(low, bounds[0]), max(high, bounds[1])
             large_low, large_high = min(large_low, bounds[2]), max(large_high, bounds[3])
         self.batches[batch] = (low, high, large_low, large_high)
 
-    def _count(self, values: NDArray[np.float32]) -> tuple[float, float, float, float]:
+    def _count(self, values: NDArray[np.float32], histogram: bool) -> tuple[float, float, float, float]:
         """Count values; returns what ``batches`` holds, of them."""
         low, high = float(values.min()), float(values.max())
         if low > -MASK_MAGNITUDE and high < MASK_MAGNITUDE:  # False where NaN: the usual case takes no masks
-            self.ordinary.add(values, low, high)
+            self._count_ordinary(values, low, high, histogram)
             return low, high, math.inf, -math.inf
         finite = values[np.isfinite(values)]
         self.nonfinite += int(values.size - finite.size)
         is_large = np.abs(finite) >= MASK_MAGNITUDE
         ordinary, large = finite[~is_large], finite[is_large]
         bounds = (*_min_max(ordinary), *_min_max(large))
-        self.ordinary.add(ordinary, *bounds[:2])
+        self._count_ordinary(ordinary, bounds[0], bounds[1], histogram)
         self.large.add(large, *bounds[2:])
         return bounds
+
+    def _count_ordinary(self, values: NDArray[np.float32], low: float, high: float, histogram: bool) -> None:
+        self.counted += values.size
+        if histogram:
+            self.ordinary.add(values, low, high)
 
     def merge(self, name: str, other: TensorStatistics) -> None:
         """Add what another shard saw.
@@ -164,12 +172,13 @@ class TensorStatistics:
         self.batches.update(other.batches)
         self.ordinary.merge(other.ordinary)
         self.large.merge(other.large)
+        self.counted += other.counted
         self.nonfinite += other.nonfinite
 
     @property
     def has_mask(self) -> bool:
         """The large values are mask constants: they are far from every ordinary one."""
-        if not self.large.total or not self.ordinary.total:
+        if not self.large.total or not self.counted:
             return False
         bounds = np.array(list(self.batches.values()))
         largest = max(-bounds[:, 0].min(), bounds[:, 1].max())
@@ -202,12 +211,14 @@ class CalibrationStatistics:
     """Statistics of many tensors, by name. Order-free: see the module's docstring.
 
     Attributes:
+        histograms: Whether values are counted in histograms, which takes as long as all the rest together.
         tensors: What ranges are made of.
         moments: What GPTQ, AWQ and adaptive rounding need, of inputs of layers; empty where none is in question.
         channels: Statistics by channel of inputs of layers, by ``channel_statistics.channel_key``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, histograms: bool = True) -> None:
+        self.histograms = histograms
         self.tensors: dict[str, TensorStatistics] = {}
         self.moments: dict[str, SecondMoments] = {}
         self.channels: dict[str, ChannelStatistics] = {}
@@ -222,7 +233,7 @@ class CalibrationStatistics:
         """
         self._ranges.clear()
         for name, values in tensors.items():
-            self.tensors.setdefault(name, TensorStatistics()).add(batch, values)
+            self.tensors.setdefault(name, TensorStatistics()).add(batch, values, self.histograms)
 
     def add_moments(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Count one batch [..., channels] of each tensor, by name."""
@@ -246,7 +257,8 @@ class CalibrationStatistics:
                 ``percentile``: the range that leaves out ``(100 - percentile) / 2`` percent of the values at each end.
 
         Raises:
-            TrialError: The tensor was not calibrated, or the algorithm is unknown.
+            TrialError: The tensor was not calibrated, or not counted in a histogram where the algorithm needs one, or
+                the algorithm is unknown.
         """
         key = (tensor, algorithm, percentile)
         if key not in self._ranges:
@@ -269,7 +281,7 @@ class CalibrationStatistics:
 
     def to_bytes(self) -> bytes:
         """Compact and deterministic: equal content gives equal bytes, whatever order it was collected in."""
-        header: list[Any] = []
+        header: list[Any] = [self.histograms]
         arrays: list[bytes] = []
         for name in sorted(self.tensors):
             stats = self.tensors[name]
@@ -281,7 +293,7 @@ class CalibrationStatistics:
                 spans.append([histogram.exponent, start, stop])
                 arrays.append(histogram.counts[start:stop].astype("<i8").tobytes())
             arrays.append(np.array([stats.batches[b] for b in batches], "<f4").tobytes())
-            header.append([name, batches, stats.nonfinite, *spans])
+            header.append([name, batches, stats.counted, stats.nonfinite, *spans])
         text = json.dumps(header, separators=(",", ":")).encode()
         return _MAGIC + zlib.compress(struct.pack("<Q", len(text)) + text + b"".join(arrays), 6) + self._layers_bytes()
 
@@ -293,7 +305,7 @@ class CalibrationStatistics:
             TrialError: ``blob`` was not written by ``to_bytes``.
         """
         out = cls()
-        out.tensors, rest = _read_tensors(blob)
+        out.histograms, out.tensors, rest = _read_tensors(blob)
         out._read_layers(rest)
         return out
 
@@ -332,6 +344,8 @@ class CalibrationStatistics:
         low, high = float(ranges[:, 0].min()), float(ranges[:, 1].max())
         if algorithm == "minmax":
             return low, high
+        if algorithm in HISTOGRAM_ALGORITHMS and not self.histograms:
+            raise TrialError(f"the values of tensor {tensor!r} were not counted, which algorithm {algorithm!r} needs")
         if algorithm == "percentile":
             below, above = _percentile_range(stats.histogram(), percentile)
         elif algorithm == "kl":
@@ -351,9 +365,9 @@ def nonfinite_values(blob: bytes) -> dict[str, ValueCounts]:
     Raises:
         TrialError: ``blob`` was not written by ``CalibrationStatistics.to_bytes``.
     """
-    tensors, _ = _read_tensors(blob)
+    _, tensors, _ = _read_tensors(blob)
     return {
-        name: ValueCounts(each.nonfinite, each.ordinary.total + each.large.total)
+        name: ValueCounts(each.nonfinite, each.counted + each.large.total)
         for name, each in tensors.items()
         if each.nonfinite
     }
@@ -368,6 +382,7 @@ def merge(blobs: Iterable[bytes]) -> bytes:
     out = CalibrationStatistics()
     for blob in blobs:
         shard = CalibrationStatistics.from_bytes(blob)
+        out.histograms = out.histograms and shard.histograms
         for name, stats in shard.tensors.items():
             if name in out.tensors:
                 out.tensors[name].merge(name, stats)
@@ -383,8 +398,8 @@ def merge(blobs: Iterable[bytes]) -> bytes:
     return out.to_bytes()
 
 
-def _read_tensors(blob: bytes) -> tuple[dict[str, TensorStatistics], bytes]:
-    """What ``CalibrationStatistics.to_bytes`` wrote of tensors, and the bytes behind it."""
+def _read_tensors(blob: bytes) -> tuple[bool, dict[str, TensorStatistics], bytes]:
+    """Whether there are histograms, what ``CalibrationStatistics.to_bytes`` wrote of tensors, the bytes behind it."""
     if not blob.startswith(_MAGIC):
         raise TrialError("calibration statistics are damaged or of another version of distune: calibrate again")
     decompressor = zlib.decompressobj()
@@ -392,7 +407,8 @@ def _read_tensors(blob: bytes) -> tuple[dict[str, TensorStatistics], bytes]:
     (size,) = struct.unpack_from("<Q", data)
     at = 8 + size
     tensors: dict[str, TensorStatistics] = {}
-    for name, batches, nonfinite, *spans in json.loads(data[8:at]):
+    has_histograms, *entries = json.loads(data[8:at])
+    for name, batches, counted, nonfinite, *spans in entries:
         histograms = []
         for exponent, start, stop in spans:
             histogram = Histogram(exponent)
@@ -402,8 +418,8 @@ def _read_tensors(blob: bytes) -> tuple[dict[str, TensorStatistics], bytes]:
         rows = np.frombuffer(data, "<f4", 4 * len(batches), at).reshape(-1, 4)
         at += rows.nbytes
         bounds = {b: (float(r[0]), float(r[1]), float(r[2]), float(r[3])) for b, r in zip(batches, rows, strict=True)}
-        tensors[name] = TensorStatistics(bounds, histograms[0], histograms[1], nonfinite)
-    return tensors, decompressor.unused_data
+        tensors[name] = TensorStatistics(bounds, histograms[0], histograms[1], counted, nonfinite)
+    return has_histograms, tensors, decompressor.unused_data
 
 
 def _percentile_range(histogram: Histogram, percentile: float) -> tuple[float, float]:

@@ -1,5 +1,8 @@
 """Calibration, once per graph variant and sampling size: sharded over the workers, merged, and kept.
 
+How often values occur is counted when the first config asks for more than their minima and maxima: to count takes as
+long as all the rest of the statistics, and most runs never ask. The data go through the model once more then.
+
 The merged statistics do not depend on the number of shards, so they are cached in the workspace and serve a resumed
 run with another number of ranks as well.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from itertools import starmap
 from pathlib import Path
 
 from distune.backends.statistics import STATISTICS_VERSION, merge, nonfinite_values
@@ -50,13 +54,13 @@ class Calibrator:
         self._listener = listener
         self._tell = warn
         self._variant = variant
-        self._loaded: set[tuple[Variant, int]] = set()
+        self._loaded: dict[tuple[Variant, int], bool] = {}
+        """Whether the statistics that every worker has hold histograms."""
         self._said: set[str] = set()
 
     def ready(self, config: TuningConfig) -> bool:
         """Whether every worker has what ``config`` needs, so that ``ensure`` has nothing to do."""
-        variants = dict.fromkeys(((), self._variant(config)))
-        return not config.sampling_size or all((one, config.sampling_size) in self._loaded for one in variants)
+        return not config.sampling_size or all(starmap(self._has, self._needed(config)))
 
     def ensure(self, config: TuningConfig) -> None:
         """Calibrate for ``config`` unless that was done already; waits until every worker will have it.
@@ -69,20 +73,30 @@ class Calibrator:
         """
         if not config.sampling_size:
             return
-        for variant in dict.fromkeys(((), self._variant(config))):
-            if (variant, config.sampling_size) not in self._loaded:
-                self._load(variant, config.sampling_size)
+        for needed in self._needed(config):
+            if not self._has(*needed):
+                self._load(*needed)
 
-    def _load(self, variant: Variant, sampling_size: int) -> None:
-        cached = self._workspace.cache / self._cache_name(variant, sampling_size)
+    def _needed(self, config: TuningConfig) -> list[tuple[Variant, int, bool]]:
+        """Variants and sampling sizes of statistics, and whether with histograms; what others rest on comes first."""
+        own = self._variant(config)
+        plain = [((), config.sampling_size, False)] if own else []
+        return [*plain, (own, config.sampling_size, config.needs_histograms)]
+
+    def _has(self, variant: Variant, sampling_size: int, histograms: bool) -> bool:
+        loaded = self._loaded.get((variant, sampling_size))
+        return loaded is not None and (loaded or not histograms)
+
+    def _load(self, variant: Variant, sampling_size: int, histograms: bool) -> None:
+        cached = self._workspace.cache / self._cache_name(variant, sampling_size, histograms)
         blob = self._kept(cached)
         if blob is None:
-            blob = self._collect(variant, sampling_size)
+            blob = self._collect(variant, sampling_size, histograms)
             write_file(cached, hashlib.sha256(blob).digest() + blob)
         if not variant:  # what variants rewrite of it is no news
             self._warn(_about_tensors(blob))
         self._dispatcher.broadcast(LoadStatistics(variant, sampling_size, blob))
-        self._loaded.add((variant, sampling_size))
+        self._loaded[variant, sampling_size] = histograms
 
     def _kept(self, cached: Path) -> bytes | None:
         """What an earlier start left in a file: the digest of the statistics, then they themselves."""
@@ -102,12 +116,12 @@ class Calibrator:
                 self._said.add(text)
                 self._tell(text)
 
-    def _collect(self, variant: Variant, sampling_size: int) -> bytes:
+    def _collect(self, variant: Variant, sampling_size: int, histograms: bool) -> bytes:
         self._listener.on(CalibrationStarted(sampling_size))
         start = self._dispatcher.now()
         shards = len(self._dispatcher.workers)
         tasks = [
-            self._dispatcher.submit(Calibrate(sampling_size, shard, shards, variant), priority=-1)
+            self._dispatcher.submit(Calibrate(sampling_size, shard, shards, variant, histograms), priority=-1)
             for shard in range(shards)
         ]
         blobs: list[bytes] = []
@@ -128,8 +142,8 @@ class Calibrator:
         self._warn(nonfinite.of_data("calibration"))
         return merge(blobs)
 
-    def _cache_name(self, variant: Variant, sampling_size: int) -> str:
-        key = json.dumps([STATISTICS_VERSION, self._digest, variant, sampling_size])
+    def _cache_name(self, variant: Variant, sampling_size: int, histograms: bool) -> str:
+        key = json.dumps([STATISTICS_VERSION, self._digest, variant, sampling_size, histograms])
         return f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.bin"
 
 

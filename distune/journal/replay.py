@@ -76,7 +76,8 @@ def request_key(body: RequestBody) -> str:
         case Baseline():
             return "baseline"
         case Calibrate():
-            return f"calibrate:{_digest(body.variant)}:{body.sampling_size}:{body.shard}/{body.shards}"
+            kind = "histograms" if body.histograms else "ranges"
+            return f"calibrate:{_digest(body.variant)}:{body.sampling_size}:{kind}:{body.shard}/{body.shards}"
         case Judge():
             floor = "" if body.floor is None else f":{body.floor!r}"
             base = f":of {body.base}" if body.base else ""

@@ -21,6 +21,9 @@ QUANTIZED_MODES: tuple[Mode, ...] = ("static", "dynamic", "weight_only")
 CALIBRATED_ALGORITHMS = frozenset({"GPTQ", "AWQ"})
 """Weight-only algorithms that look at the activations."""
 
+HISTOGRAM_ALGORITHMS = frozenset({"kl", "percentile"})
+"""Algorithms that find the range of an activation from how often its values occur."""
+
 PRECISION_MODES: tuple[Mode, ...] = ("bf16", "fp16", "fp32")
 """Floating-point modes, in the order in which fallback tries them."""
 
@@ -163,6 +166,12 @@ class TuningConfig:
     def needs_calibration(self) -> bool:
         """True where at least one op is quantized statically, or weight-only by an algorithm that looks at inputs."""
         return any(config.needs_calibration for _, config in self.ops)
+
+    @cached_property
+    def needs_histograms(self) -> bool:
+        """True where the range of some activation is found from how often its values occur."""
+        activations = (config.activation for _, config in self.ops if config.mode == "static")
+        return any(each is not None and each.algorithm in HISTOGRAM_ALGORITHMS for each in activations)
 
     def with_ops(self, changes: Mapping[str, OpConfig]) -> TuningConfig:
         """The same config with the op configs of ``changes`` put in.

@@ -57,12 +57,14 @@ class Calibrate:
     Attributes:
         variant: Recipes that change the graph before calibration, sorted by name; empty for the plain fp32 graph.
         sampling_size: Samples in all shards together.
+        histograms: Count how often values occur, too (``TuningConfig.needs_histograms``).
     """
 
     sampling_size: int
     shard: int
     shards: int
     variant: tuple[tuple[str, Any], ...] = ()
+    histograms: bool = True
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class Runner:
                 nonfinite.take(feed, feed.values())
                 yield batch.index, feed
 
-        backend.prepare_calibration(body.sampling_size)
+        backend.prepare_calibration(body.sampling_size, body.histograms)
         blob = backend.calibrate(body.variant, batches())
         return m.Statistics(blob, samples, self._clock() - start, nonfinite.counts)
 

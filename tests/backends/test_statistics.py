@@ -28,8 +28,8 @@ def batches(count: int = 12) -> list[dict[str, np.ndarray]]:
     return out
 
 
-def collect(indices: list[int], data: list[dict[str, np.ndarray]]) -> bytes:
-    statistics = CalibrationStatistics()
+def collect(indices: list[int], data: list[dict[str, np.ndarray]], histograms: bool = True) -> bytes:
+    statistics = CalibrationStatistics(histograms)
     for index in indices:
         statistics.add(index, data[index])
     return statistics.to_bytes()
@@ -69,8 +69,26 @@ def test_minmax_is_the_exact_minimum_and_maximum() -> None:
     assert statistics.range("signed") == (float(everything.min()), float(everything.max()))
 
 
-def test_bytes_come_back_unchanged() -> None:
-    blob = collect([0, 3, 7], batches())
+def test_without_histograms_minima_and_maxima_are_the_same_and_the_rest_is_refused() -> None:
+    data = batches()
+    whole = CalibrationStatistics.from_bytes(collect(list(range(12)), data))
+    shards = [collect(list(range(12))[shard::3], data, histograms=False) for shard in range(3)]
+    light = CalibrationStatistics.from_bytes(merge(shards))
+    assert len(merge(shards)) < len(whole.to_bytes()) / 2
+    assert nonfinite_values(merge(shards)) == nonfinite_values(whole.to_bytes())
+    assert light.remarks() == whole.remarks()  # masks are known for what they are
+    for tensor in data[0]:
+        for algorithm in ("minmax", "moving_average"):
+            assert light.range(tensor, algorithm) == whole.range(tensor, algorithm)
+        if tensor != "zero":
+            for algorithm in ("kl", "percentile"):
+                with pytest.raises(TrialError, match=f"'{tensor}' were not counted, which algorithm '{algorithm}'"):
+                    light.range(tensor, algorithm)
+
+
+@pytest.mark.parametrize("histograms", [True, False])
+def test_bytes_come_back_unchanged(histograms: bool) -> None:
+    blob = collect([0, 3, 7], batches(), histograms)
     assert CalibrationStatistics.from_bytes(blob).to_bytes() == blob
 
 

@@ -102,7 +102,7 @@ class Model:
                 assert [survey.blob.decode() for survey in body.surveys] == [f"{n} of {count}" for n in range(count)]
                 return _scored(self.baseline)
             case Calibrate():
-                statistics = CalibrationStatistics()
+                statistics = CalibrationStatistics(body.histograms)
                 statistics.add(body.shard, {"x": np.ones(4, np.float32)})
                 return Statistics(statistics.to_bytes(), body.sampling_size // body.shards, 1.0)
             case Judge() if self.failing(body.config):

@@ -10,8 +10,9 @@ import pytest
 
 from distune.config.job import CriterionSpec, StrategySpec
 from distune.journal.replay import decisions, same_decisions
+from distune.space.op_config import TuningConfig
 from distune.trial.messages import Calibrate, Inspection, ResultBody
-from tests.engine.simulated_run import Model, job, policy, tune
+from tests.engine.simulated_run import Model, Run, job, policy, tune
 
 LOOSE = CriterionSpec("absolute", 0.5)
 
@@ -97,13 +98,31 @@ def test_a_failure_is_tried_again_by_the_next_start(tmp_path: Path) -> None:
     assert mended.outcome.outcome == "met"
 
 
+def test_values_are_counted_once_a_config_asks_for_more_than_minima_and_maxima(tmp_path: Path) -> None:
+    def of(config: TuningConfig) -> float:
+        return 1.0 if config.needs_histograms else 0.5
+
+    def calibrated(run: Run) -> list[bool]:
+        return [body.histograms for _, request in run.model.asked if isinstance(body := request.body, Calibrate)]
+
+    assert calibrated(tune(tmp_path / "easy", Model({}))) == [False]
+    hard = tune(tmp_path / "hard", Model(of=of))
+    assert hard.outcome.best is not None
+    assert hard.outcome.best.config.needs_histograms
+    assert calibrated(hard) == [False, True]
+    (tmp_path / "hard" / "journal.jsonl").unlink()
+    again = tune(tmp_path / "hard", Model(of=of))
+    assert (calibrated(again), again.winner) == ([], hard.winner)
+
+
 @pytest.mark.parametrize("left", [0, 40, -1])
 def test_damaged_statistics_are_collected_again(tmp_path: Path, left: int) -> None:
     first = tune(tmp_path, Model(COST), job())
-    (kept,) = tmp_path.rglob("statistics-*.bin")
-    content = kept.read_bytes()
-    kept.write_bytes(content[:left])
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("statistics-*.bin")}
+    for path, content in kept.items():
+        path.write_bytes(content[:left])
     again = tune(tmp_path, Model(COST), job())
-    assert [body for _, request in again.model.asked if isinstance(body := request.body, Calibrate)]
-    assert kept.read_bytes() == content
+    collected = [body for _, request in again.model.asked if isinstance(body := request.body, Calibrate)]
+    whole = [path for path, content in kept.items() if path.read_bytes() == content]
+    assert len(whole) == len(collected) > 0  # of those that the rest of the run needs
     assert again.outcome.outcome == first.outcome.outcome

@@ -18,7 +18,7 @@ from distune.distributed.simulated import Faults
 from distune.errors import UserCodeError, WorkspaceError
 from distune.journal.replay import same_decisions
 from distune.space.op_config import TuningConfig
-from distune.trial.messages import Accuracy, Baseline, Probe, Request, ResultBody, Statistics, Survey
+from distune.trial.messages import Accuracy, Baseline, Calibrate, Probe, Request, ResultBody, Statistics, Survey
 from tests.engine.simulated_run import Model, Run, job, policy, tune
 
 pytestmark = pytest.mark.timeout(60)
@@ -293,8 +293,9 @@ def test_every_sampling_size_is_tried(tmp_path: Path) -> None:
     assert same(alone, together) == []
     assert alone.outcome.best is not None
     assert alone.outcome.best.config.sampling_size == 500
-    sizes = [request.body.sampling_size for _, request in alone.model.asked if hasattr(request.body, "shards")]
-    assert sizes == [100, 500], "calibrated once for each"
+    asked = [body for _, request in alone.model.asked if isinstance(body := request.body, Calibrate)]
+    found = [(body.sampling_size, body.histograms) for body in asked]
+    assert found == [(100, False), (100, True), (500, False)], "calibrated once for each"
 
 
 # ------------------------------------------------------------------------------------------------------------ resuming

@@ -184,6 +184,7 @@ class OnnxRuntimeBackend(Backend):
         self._statistics: dict[tuple[Variant, int], CalibrationStatistics] = {}
         self._graphs: dict[tuple[Variant, int], GraphVariant] = {((), 0): GraphVariant(self._model)}
         self._calibrated_with = 0
+        self._histograms = True
         self._reduce_range = needs_reduce_range()
         self._amx = has_amx()
         self._base: tuple[TuningConfig, int, int] | None = None
@@ -242,8 +243,9 @@ class OnnxRuntimeBackend(Backend):
             self._shared = SharedPrefix(shared, threads, samples, memory_limit)
         return Suffix(self._shared, proto) if self._shared.cuts or self._shared.problem else None
 
-    def prepare_calibration(self, sampling_size: int) -> None:
+    def prepare_calibration(self, sampling_size: int, histograms: bool = True) -> None:
         self._calibrated_with = sampling_size
+        self._histograms = histograms
 
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
         if self._moment_inputs:
@@ -252,7 +254,9 @@ class OnnxRuntimeBackend(Backend):
         model = self._graph_of(variant, self._calibrated_with).model
         collector = LayerCollector(layers(model), moments=bool(recipes.get("adaround")))
         at_once = TENSORS_AT_ONCE if recipes.get("layer_wise_quant") else None
-        return collect(model, calibrated_tensors(model, self._capability), batches, collector, at_once).to_bytes()
+        statistics = CalibrationStatistics(self._histograms)
+        collect(model, calibrated_tensors(model, self._capability), batches, statistics, collector, at_once)
+        return statistics.to_bytes()
 
     def variant(self, config: TuningConfig) -> Variant:
         return variant_of(config)

@@ -70,19 +70,20 @@ def collect(
     model: PreparedModel,
     tensors: tuple[str, ...],
     batches: Iterable[tuple[int, Feed]],
+    statistics: CalibrationStatistics,
     layers: LayerCollector | None = None,
     at_once: int | None = None,
-) -> CalibrationStatistics:
-    """Statistics of ``tensors`` over ``(batch number, feed)`` pairs.
+) -> None:
+    """Count the values of ``tensors`` over ``(batch number, feed)`` pairs.
 
     One thread is used, so that the values do not depend on how many there are.
 
     Args:
+        statistics: What they are counted in.
         layers: Collects what recipes need of the inputs of layers too.
         at_once: Tensors at most that one run of the model gives, so that only those are in memory; a batch is then run
             several times. All of them where it is ``None``.
     """
-    statistics = CalibrationStatistics()
     ranged = set(tensors)
     wanted = dict.fromkeys((*tensors, *(layers.tensors if layers is not None else ())))
     inputs = [name for name in wanted if name in set(model.index.inputs)]
@@ -95,7 +96,6 @@ def collect(
             values = dict(zip(part, session.run(part, dict(feed)), strict=True))
             _count(statistics, number, values, ranged, layers)
         _count(statistics, number, {name: feed[name] for name in inputs}, ranged, layers)
-    return statistics
 
 
 def _count(

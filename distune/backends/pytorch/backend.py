@@ -108,6 +108,7 @@ class PyTorchBackend(Backend):
         self._rounding: RoundingCache = {}
         self._rewritten: dict[tuple[Variant, int], ModuleVariant] = {}
         self._calibrated_with = 0
+        self._histograms = True
         self._reduce_range = needs_reduce_range()
         self._compiled = CompiledModels(self._exported.partition)
 
@@ -137,8 +138,9 @@ class PyTorchBackend(Backend):
     def load_deployed(self, config: TuningConfig, threads: int = 1) -> GraphModel:
         return self._made(DeployedModel, config, threads)
 
-    def prepare_calibration(self, sampling_size: int) -> None:
+    def prepare_calibration(self, sampling_size: int, histograms: bool = True) -> None:
         self._calibrated_with = sampling_size
+        self._histograms = histograms
 
     def calibrate(self, variant: Variant, batches: Iterable[tuple[int, Feed]]) -> bytes:
         if self._moment_inputs:
@@ -146,7 +148,9 @@ class PyTorchBackend(Backend):
         model = self._rewritten_by(variant, self._calibrated_with).model
         found = layers(model) if self._has_recipes else ()
         collector = LayerCollector(found, moments=bool(dict(variant).get("adaround")))
-        return collect(model, calibrated_tensors(model, self._capability), batches, collector).to_bytes()
+        statistics = CalibrationStatistics(self._histograms)
+        collect(model, calibrated_tensors(model, self._capability), batches, statistics, collector)
+        return statistics.to_bytes()
 
     def variant(self, config: TuningConfig) -> Variant:
         return variant_of(config)

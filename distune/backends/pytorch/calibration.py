@@ -63,16 +63,17 @@ def collect(
     model: ExportedModule,
     tensors: Sequence[str],
     batches: Iterable[tuple[int, Feed]],
+    statistics: CalibrationStatistics,
     layers: LayerCollector | None = None,
-) -> CalibrationStatistics:
-    """Statistics of the values of ``tensors`` over ``(batch number, feed)`` pairs.
+) -> None:
+    """Count the values of ``tensors`` over ``(batch number, feed)`` pairs.
 
     One thread is used, so that the values do not depend on how many there are.
 
     Args:
+        statistics: What they are counted in.
         layers: Collects what recipes need of the inputs of layers too.
     """
-    statistics = CalibrationStatistics()
     ranged = frozenset(tensors)
     current = 0
 
@@ -88,4 +89,3 @@ def collect(
         for number, feed in batches:
             current = number
             runner.run(*arguments_of(model, feed))
-    return statistics
