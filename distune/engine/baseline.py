@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from distune.config.job import TuningJob
 from distune.engine.book import TrialBook
@@ -17,6 +18,11 @@ _DEADLINE_S = 300.0
 _DEADLINE_BASELINES = 50
 """A trial may take 50 times what scoring fp32 took, and 300 s at least: beyond that it hangs."""
 
+_UNLIKE_DATA = (
+    "the evaluation data were not the same on all ranks (another order or other values), so one rank alone scored "
+    "fp32, and trials on different ranks rest on different batches: leave out shuffling, or seed it alike everywhere"
+)
+
 
 def score_baseline(
     job: TuningJob, dispatcher: Dispatcher, book: TrialBook, shards: int, meanwhile: Callable[[], None]
@@ -24,7 +30,8 @@ def score_baseline(
     """Have fp32 scored; sets the book's targets and the dispatcher's deadline.
 
     Args:
-        shards: Workers that score it together, a shard each; the score is the same for any number.
+        shards: Workers that score it together, a shard each; the score is the same for any number. One alone scores it
+            where they turn out to read different data.
         meanwhile: What else is wanted of the workers then; not called where the score is known.
 
     Returns:
@@ -55,7 +62,12 @@ def _scored(job: TuningJob, dispatcher: Dispatcher, shards: int, meanwhile: Call
     surveys = tuple(outcome.body for outcome in outcomes if isinstance(outcome.body, Surveyed))
     if len(surveys) < shards:
         raise TransportError("a worker answered Survey with something else")
-    return _answered(job, dispatcher, [Baseline(surveys)])[0]
+    if len({survey.data for survey in surveys}) == 1:
+        return _answered(job, dispatcher, [Baseline(surveys)])[0]
+    outcome = _answered(job, dispatcher, [Baseline()])[0]
+    if not isinstance(outcome.body, Accuracy):
+        return outcome
+    return replace(outcome, body=replace(outcome.body, warnings=(*outcome.body.warnings, _UNLIKE_DATA)))
 
 
 def _answered(

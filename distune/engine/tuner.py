@@ -252,8 +252,9 @@ class Tuner:
         if not self._inspection.fp32_in_shards:
             return 1
         samples, batch_size = (self._inspection.data.get(name) for name in ("samples", "batch_size"))
-        batches = -(-samples // batch_size) if samples and batch_size else len(self._dispatcher.workers)
-        return min(batches, len(self._dispatcher.workers))
+        workers, most = len(self._dispatcher.workers), self._job.evaluation.iteration
+        batches = -(-samples // batch_size) if samples and batch_size else workers
+        return max(1, min(workers, batches, most if most >= 0 else batches))
 
     def _calibrate_first(self) -> None:
         """Calibrate for the config that is judged first."""

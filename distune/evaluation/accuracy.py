@@ -225,6 +225,7 @@ class Evaluator:
     def _survey(self, survey: Survey, run: _Pass, shard: int = 0, shards: int = 1) -> None:
         start = time.perf_counter()
         for batch in self._batches:
+            survey.see(batch)
             if batch.index % shards == shard:
                 self._step(run, batch)
                 survey.take(batch.index, self._outcomes(run), self._margins(run))

@@ -6,6 +6,7 @@ Several workers can each make the survey of a shard; joined, these are the surve
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distune.data.batch import arrays_of
+from distune.errors import DataError
+from distune.evaluation.batches import Prepared
 from distune.evaluation.order import SampleOrder, build_order
 from distune.evaluation.ranking import DecisiveSamples, choose
 from distune.metrics.per_sample import Outcomes, PerSampleForm
@@ -22,6 +26,9 @@ Margins = NDArray[np.float64] | None
 
 _ALIKE = 1e-3
 """Difference of a margin, in standard deviations of all margins, that rounding in another batch may make."""
+
+_COMPARED = 1024
+"""Values of each input of a batch that tell it from others."""
 
 
 class Survey:
@@ -39,12 +46,26 @@ class Survey:
         self._forms = forms
         self._higher = higher
         self._batches: dict[int, tuple[Sequence[Outcomes], Sequence[Margins]]] = {}
+        self._read = hashlib.sha256()
         self.evaluate_s = 0.0
         self.inference_s = 0.0
 
     def take(self, index: int, outcomes: Sequence[Outcomes], margins: Sequence[Margins]) -> None:
         """The batch number ``index``, by metric."""
         self._batches[index] = (outcomes, margins)
+
+    def see(self, batch: Prepared) -> None:
+        """Every batch as it was read here, of this shard or of another, in their order."""
+        labels = [np.ascontiguousarray(array).reshape(-1) for array in arrays_of(batch.labels)]
+        beginnings = [np.array(array.flat[:_COMPARED]) for array in batch.feed.values()]
+        for array in (*labels, *beginnings):
+            self._read.update(f"{array.dtype.str}{array.shape}".encode())
+            self._read.update(array.tobytes())
+
+    @property
+    def data(self) -> str:
+        """Of which data the survey is: by all labels and the beginnings of the inputs of each batch (``see``)."""
+        return self._read.hexdigest()
 
     def encode(self) -> bytes:
         """As bytes that ``join`` reads: 24 bytes a sample and metric."""
@@ -83,9 +104,19 @@ class Survey:
         return tuple(len(outcomes[0].values) for outcomes, _ in self._in_order())
 
     def results(self) -> dict[str, float]:
-        """Every metric over all batches, by name: the number that the metric itself would give."""
-        means = zip(self._forms, self._values(), self._weights(), strict=True)
-        return {form.name: form.finish(_total(values) / _total(weights)) for form, values, weights in means}
+        """Every metric over all batches, by name: the number that the metric itself would give.
+
+        Raises:
+            DataError: No sample counts.
+        """
+        out: dict[str, float] = {}
+        values, weights = (self._values(), self._weights()) if self._batches else ([], [])
+        for index, form in enumerate(self._forms):
+            total = _total(weights[index]) if weights else 0.0
+            if total == 0:
+                raise DataError(f"{form.name}: no samples")
+            out[form.name] = form.finish(_total(values[index]) / total)
+        return out
 
     def order(self) -> SampleOrder:
         """The order of the samples.

@@ -276,10 +276,12 @@ class Surveyed:
 
     Attributes:
         blob: What fp32 said of each sample (``evaluation.survey``).
+        data: Identity of the evaluation data, all batches, as this worker read them.
         inputs, outputs: NaN and infinities by name, of those that hold any.
     """
 
     blob: bytes
+    data: str = ""
     inputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     outputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 

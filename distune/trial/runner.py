@@ -116,7 +116,8 @@ class Runner:
     def _answer(self, body: m.RequestBody) -> m.ResultBody:
         backend = self._backend()
         config: TuningConfig | None = getattr(body, "config", None)
-        self._seed(config.hash if config is not None else type(body).__name__)
+        what = m.Baseline if isinstance(body, m.Survey) else type(body)  # fp32 on the same data, by one or by many
+        self._seed(config.hash if config is not None else what.__name__)
         match body:
             case m.Inspect():
                 return self._inspect(backend)
@@ -140,7 +141,8 @@ class Runner:
                 return self._export(body.config)
 
     def _inspect(self, backend: Backend) -> m.Inspection:
-        in_shards = self._job.evaluation.can_judge and self._evaluator().fp32_in_shards
+        spec = self._job.evaluation
+        in_shards = spec.can_judge and spec.eval_func is None and self._evaluator().fp32_in_shards
         return inspect(self._job, backend, self._evaluation(), self._calibration(), self._threads, in_shards)
 
     def _calibrate(self, body: m.Calibrate) -> m.Statistics:
@@ -167,7 +169,7 @@ class Runner:
     def _survey(self, body: m.Survey) -> m.Surveyed:
         watch = Watch(self._backend().facts().outputs)
         survey = self._evaluator().survey_fp32(self._load(None, self._threads), body.shard, body.shards, watch)
-        return m.Surveyed(survey.encode(), *watch.counts)
+        return m.Surveyed(survey.encode(), survey.data, *watch.counts)
 
     def _baseline(self, body: m.Baseline) -> m.Accuracy:
         evaluator, model = self._referenced(), self._load(None, self._threads)

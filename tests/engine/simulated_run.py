@@ -68,6 +68,7 @@ class Model:
     ratio: Callable[[TuningConfig], float | None] = lambda config: 1.0 - 0.1 * len(config.quantized_ops)
     interval: float = 0.001
     seconds: Callable[[int, Request], float] = lambda rank, request: 1.0
+    data: Callable[[int], str] = lambda rank: ""
     on_judge: Callable[[int], None] = lambda number: None
     asked: list[tuple[int, Request]] = field(default_factory=list)
 
@@ -88,15 +89,15 @@ class Model:
         self.asked.append((rank, request))
         if isinstance(request.body, Judge):
             self.on_judge(len(self.judged))
-        return self._body(request.body), self.seconds(rank, request)
+        return self._body(rank, request.body), self.seconds(rank, request)
 
-    def _body(self, body: Any) -> ResultBody:
+    def _body(self, rank: int, body: Any) -> ResultBody:
         match body:
             case Inspect():
                 capability = synthetic.capability(self.convs, self.matmuls)
                 return Inspection(capability, 1000, {}, {}, digest="model", fp32_in_shards=True)
             case Survey():
-                return Surveyed(f"{body.shard} of {body.shards}".encode())
+                return Surveyed(f"{body.shard} of {body.shards}".encode(), self.data(rank))
             case Baseline():
                 count = len(body.surveys)
                 assert [survey.blob.decode() for survey in body.surveys] == [f"{n} of {count}" for n in range(count)]

@@ -56,6 +56,14 @@ def test_more_workers_decide_the_same(tmp_path: Path, workers: int) -> None:
     assert len({rank for rank, request in model.asked if isinstance(request.body, Survey)}) == workers
 
 
+def test_one_rank_scores_fp32_where_ranks_read_other_data(tmp_path: Path) -> None:
+    model = Model(HARD, data=lambda rank: f"shuffled by {rank}")
+    together = tune(tmp_path / "n", model, workers=3)
+    assert [body.surveys for _, request in model.asked if isinstance(body := request.body, Baseline)] == [()]
+    assert len([text for text in together.outcome.warnings if "were not the same on all ranks" in text]) == 1
+    assert same(tune(tmp_path / "1", Model(HARD)), together) == []
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     workers=st.integers(1, 9),

@@ -75,6 +75,23 @@ def test_ranks_with_other_data_are_found_out() -> None:
         evaluator().score_fp32(table(FP32), surveys=[fewer])
 
 
+def test_a_survey_tells_which_data_it_is_of_whatever_its_shard() -> None:
+    def data(batches: Any, shard: int) -> str:
+        return evaluator(data=batches).survey_fp32(table(FP32), shard, 3).data
+
+    assert len({data(DATA, shard) for shard in range(3)}) == 1
+    assert data(DATA[::-1], 0) != data(DATA, 0)
+    assert data([*DATA[:-1], (DATA[-1][0] - 1, DATA[-1][1])], 0) != data(DATA, 0), "other inputs, the same labels"
+
+
+def test_a_mean_over_nothing_is_said_as_one_pass_says_it() -> None:
+    padding = [(ids, np.full_like(labels, -100)) for ids, labels in DATA]
+    surveys = [evaluator(LOSS, data=padding).survey_fp32(table(FP32), shard, 2).encode() for shard in range(2)]
+    for known in ([], surveys):
+        with pytest.raises(DataError, match="Loss: no samples"):
+            evaluator(LOSS, data=padding).score_fp32(table(FP32), surveys=known)
+
+
 def test_what_is_not_finite_is_counted_over_the_shards() -> None:
     broken = FP32.copy()
     broken[[3, 150], 0] = np.nan

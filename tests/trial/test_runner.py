@@ -238,6 +238,23 @@ def test_random_numbers_depend_on_the_config_and_not_on_what_ran_before() -> Non
     assert drawn[first.hash] != drawn[second.hash]
 
 
+class Shuffled:
+    """Batches in another order every time they are read, by NumPy's own random numbers."""
+
+    def __iter__(self) -> Any:
+        batches = _batches(2, 40, 8)
+        return (batches[index] for index in np.random.permutation(len(batches)))
+
+
+def test_fp32_sees_the_same_shuffled_data_on_one_rank_as_in_shards_on_several() -> None:
+    job = _job()
+    shuffled = replace(job, evaluation=replace(job.evaluation, dataloader=Shuffled()))
+    surveys = tuple(Worker(shuffled).ask(m.Survey(shard, 3)) for shard in range(3))
+    assert len({surveyed.data for surveyed in surveys}) == 1
+    alone, together = Worker(shuffled).ask(m.Baseline()), Worker(shuffled).ask(m.Baseline(surveys))
+    assert (together.value, together.order) == (alone.value, alone.order)
+
+
 # ------------------------------------------------------------------------------------------------------- failures
 
 
@@ -331,6 +348,8 @@ def test_inspection_does_not_call_the_users_eval_func() -> None:
     worker = Worker(_judged_by(lambda model: calls.append(model) or 0.5))
     assert isinstance(worker.ask(m.Inspect()), m.Inspection)
     assert calls == []
+    missing = _job(evaluation=EvaluationSpec(eval_func="no.such:function", performance=QUICK))
+    assert isinstance(Worker(missing).ask(m.Inspect()), m.Inspection), "nor looks for it: not every run needs it"
 
 
 def test_the_digest_tells_models_and_data_apart() -> None:
