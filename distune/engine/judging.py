@@ -236,6 +236,8 @@ class Judging:
     def _submit(self, config: TuningConfig, stage: Stage) -> int:
         body = self._request(config, stage)
         if not self._dispatcher.knows(body):
+            if stage.base is not None:  # workers make it, too, for what its trials have in common with it
+                self._calibrator.ensure(stage.base)
             self._calibrator.ensure(config)
         return self._run_ahead.submit(body)
 

@@ -89,15 +89,18 @@ class Model:
         self.asked.append((rank, request))
         if isinstance(request.body, Judge):
             self.on_judge(len(self.judged))
-        return self._body(rank, request.body), self.seconds(rank, request)
+        body = self._body(request.body)
+        if isinstance(body, Surveyed):
+            body = replace(body, data=self.data(rank))
+        return body, self.seconds(rank, request)
 
-    def _body(self, rank: int, body: Any) -> ResultBody:
+    def _body(self, body: Any) -> ResultBody:
         match body:
             case Inspect():
                 capability = synthetic.capability(self.convs, self.matmuls)
                 return Inspection(capability, 1000, {}, {}, digest="model", fp32_in_shards=True)
             case Survey():
-                return Surveyed(f"{body.shard} of {body.shards}".encode(), self.data(rank))
+                return Surveyed(f"{body.shard} of {body.shards}".encode())
             case Baseline():
                 count = len(body.surveys)
                 assert [survey.blob.decode() for survey in body.surveys] == [f"{n} of {count}" for n in range(count)]

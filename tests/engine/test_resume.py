@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from distune.config.job import CriterionSpec, StrategySpec
+from distune.config.job import Constraint, CriterionSpec, StrategySpec
 from distune.journal.replay import decisions, same_decisions
 from distune.space.op_config import TuningConfig
-from distune.trial.messages import Calibrate, Inspection, ResultBody
+from distune.trial.messages import Calibrate, Inspection, Judge, ResultBody
 from tests.engine.simulated_run import Model, Run, job, policy, tune
 
 LOOSE = CriterionSpec("absolute", 0.5)
@@ -113,6 +113,29 @@ def test_values_are_counted_once_a_config_asks_for_more_than_minima_and_maxima(t
     (tmp_path / "hard" / "journal.jsonl").unlink()
     again = tune(tmp_path / "hard", Model(of=of))
     assert (calibrated(again), again.winner) == ([], hard.winner)
+
+
+def test_a_base_has_its_statistics_though_the_journal_answers_all_that_needed_them(tmp_path: Path) -> None:
+    rules = (
+        Constraint("model", activation={"algorithm": ["minmax"]}),
+        Constraint("op", "conv0", activation={"algorithm": ["percentile"]}),
+    )
+    tuning = job(constraints=rules)
+    first = tune(tmp_path, Model(COST), tuning)
+    journal = tmp_path / "journal.jsonl"
+    kept = journal.read_text().splitlines(keepends=True)
+    (back,) = [t.config for t in first.outcome.trials if t.label == "conv0" and "instance" in t.stage]
+    assert not back.needs_histograms
+    cut = next(number for number, line in enumerate(kept) if f"judge:{back.hash}" in line)
+    journal.write_text("".join(kept[:cut]))
+    for path in tmp_path.rglob("statistics-*.bin"):
+        path.unlink()
+    again = tune(tmp_path, Model(COST), tuning)
+    asked = [request.body for _, request in again.model.asked]
+    judged = next(number for number, body in enumerate(asked) if isinstance(body, Judge))
+    assert asked[judged].config == back
+    assert [body.histograms for body in asked[:judged] if isinstance(body, Calibrate)] == [True]
+    assert same_decisions(first.records, again.records) == []
 
 
 @pytest.mark.parametrize("left", [0, 40, -1])
