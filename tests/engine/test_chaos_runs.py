@@ -41,7 +41,7 @@ class Example:
         self.job: TuningJob = load_config(ROOT / "launch/examples/digits.yaml", (), known_names()).job("unused")
         self._runner = Runner(self.job, "simulated", 0)
         self._known: dict[str, ResultBody] = {}
-        self._heard: set[tuple[object, int]] = set()
+        self._heard: set[bytes] = set()
 
     def answer(self, rank: int, request: Request) -> tuple[ResultBody, float]:
         """For ``SimulatedTransport``; every piece of work takes a second or so."""
@@ -52,8 +52,8 @@ class Example:
 
     def hear(self, rank: int, broadcast: Broadcast) -> None:
         """Statistics reach the one runner once."""
-        if isinstance(broadcast, LoadStatistics) and (broadcast.variant, broadcast.sampling_size) not in self._heard:
-            self._heard.add((broadcast.variant, broadcast.sampling_size))
+        if isinstance(broadcast, LoadStatistics) and broadcast.blob not in self._heard:
+            self._heard.add(broadcast.blob)
             self._runner.receive(broadcast)
 
 
