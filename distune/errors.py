@@ -59,6 +59,10 @@ class TrialError(DistuneError):
     """One tuning config could not be quantized or judged; the run goes on with the others."""
 
 
+class CancelledError(DistuneError):
+    """The work in hand is wanted no longer: it ends where it is."""
+
+
 class JournalError(DistuneError):
     """The journal is damaged before its last record, or cannot be written."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from distune.backends.node_folder import remove_unused
 from distune.distributed.chaos import Chaos
 from distune.distributed.child_process import ChildProcess
-from distune.distributed.child_protocol import Close, Ready, Setup
+from distune.distributed.child_protocol import Close, Ready, Setup, encode_stop
 from distune.distributed.frames import encode_frame
 from distune.distributed.runner_host import DEFAULT_RUNNER
 from distune.distributed.worker import Worker
@@ -26,6 +26,9 @@ from distune.trial.messages import DOING, Broadcast, Failure, FailureKind, LoadS
 
 _READY_S = 900.0
 """Longest time in which a child may import and load what the job needs; deadlines of requests count from then on."""
+
+_STOP_S = 2.0
+"""Longest time in which a child may end a request that was cancelled; about what a new child costs."""
 
 _OUTPUT_KEPT = 1 << 20
 _OUTPUT_EVERY_S = 0.5
@@ -70,6 +73,8 @@ class ChildWorker(Worker):
         self._kept: dict[object, Broadcast] = {}
         self._current: Request | None = None
         self._clock = _Stopwatch()
+        self._stop_s: float | None = None
+        """Reading of the clock at which the current request, which was cancelled, must have ended."""
         self._answered: list[Result] = []
         self._process: ChildProcess | None = None
         self._suspended = False
@@ -105,8 +110,10 @@ class ChildWorker(Worker):
             if isinstance(message, Request) and message.id == request_id:
                 self._queue.remove(message)
                 self._answer(message, Failure("cancelled", f"request {request_id} was cancelled before it began"), 0.0)
-        if self._current is not None and self._current.id == request_id:
-            self._end("cancelled", "cancelled by the master")
+        if self._current is not None and self._current.id == request_id and self._stop_s is None:
+            assert self._process is not None
+            self._process.send(encode_stop(request_id))
+            self._stop_s = self._clock.seconds() + _STOP_S
 
     def readable(self) -> Sequence[int]:
         return self._process.readable if self._process is not None else ()
@@ -120,8 +127,9 @@ class ChildWorker(Worker):
         if self._current is None or self._suspended:
             return float("inf")
         wait = float("inf")
-        if self._current.deadline_s is not None:
-            wait = max(0.0, self._current.deadline_s - self._clock.seconds())
+        ends = [end for end in (self._current.deadline_s, self._stop_s) if end is not None]
+        if ends:
+            wait = max(0.0, min(ends) - self._clock.seconds())
         return wait if self._memory_limit is None else min(wait, _MEMORY_EVERY_S)
 
     def suspend(self) -> None:
@@ -187,7 +195,7 @@ class ChildWorker(Worker):
             assert self._process is not None
             self._process.send(encode_frame(message))
             if isinstance(message, Request):
-                self._current = message
+                self._current, self._stop_s = message, None
                 self._clock = _Stopwatch()
                 if self._process.ready:
                     self._clock.start()
@@ -215,6 +223,9 @@ class ChildWorker(Worker):
         """Deadline and memory limit of the request that is being worked on."""
         request = self._current
         if request is None or self._suspended:
+            return
+        if self._stop_s is not None and self._clock.seconds() > self._stop_s:
+            self._end("cancelled", "cancelled by the master")
             return
         if request.deadline_s is not None and self._clock.seconds() > request.deadline_s:
             doing = f"{DOING[type(request.body)]} was not done after {request.deadline_s:g} s"

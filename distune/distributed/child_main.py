@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from distune.distributed.chaos import suffer
-from distune.distributed.child_protocol import Close, Ready, Setup
+from distune.distributed.child_protocol import Close, Ready, Setup, decode_stop
 from distune.distributed.frames import FrameDecoder, encode_frame
 from distune.distributed.runner_host import RunnerHost
 from distune.distributed.worker import unpack_job
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.set_inheritable(options.fd, False)
     line = socket.socket(fileno=options.fd)
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(line, inbox), name="distune-agent-line", daemon=True).start()
+    stopped: set[int] = set()
+    threading.Thread(target=_read, args=(line, inbox, stopped), name="distune-agent-line", daemon=True).start()
 
     setup: Setup = pickle.loads(inbox.get())
     sys.path[:] = setup.python_path
@@ -64,7 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             os.environ[variable] = value
     runner = RunnerHost(
-        lambda: unpack_job(setup.job, setup.memory_limit), setup.runner, setup.host, setup.rank, setup.epoch
+        lambda: unpack_job(setup.job, setup.memory_limit),
+        setup.runner,
+        setup.host,
+        setup.rank,
+        setup.epoch,
+        stopped.__contains__,
     )
     line.sendall(encode_frame(Ready()))
     while True:
@@ -102,7 +108,7 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def _read(line: socket.socket, inbox: queue.SimpleQueue[bytes]) -> None:
+def _read(line: socket.socket, inbox: queue.SimpleQueue[bytes], stopped: set[int]) -> None:
     """Pass messages on, still pickled: unpickling imports, and the working thread may be in the middle of imports."""
     decoder = FrameDecoder()
     with dying_of_errors():  # e.g. a trial has closed descriptors that are not its own
@@ -114,7 +120,11 @@ def _read(line: socket.socket, inbox: queue.SimpleQueue[bytes]) -> None:
             if not data:
                 os._exit(0)  # the agent is gone; nobody is left to answer
             for body in decoder.bodies(data):
-                inbox.put(body)
+                request_id = decode_stop(body)
+                if request_id is None:
+                    inbox.put(body)
+                else:
+                    stopped.add(request_id)
 
 
 def _be_the_first_to_go() -> None:

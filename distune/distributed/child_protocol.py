@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distune.distributed.chaos import Chaos
+from distune.distributed.frames import frame_of
+
+_STOP = b"stop "
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,16 @@ class Ready:
 @dataclass(frozen=True)
 class Close:
     """End in peace."""
+
+
+def encode_stop(request_id: int) -> bytes:
+    """A frame that asks to end a request as soon as that can be.
+
+    No pickle, so that the child's reading thread understands it while the working thread works.
+    """
+    return frame_of(_STOP + str(request_id).encode())
+
+
+def decode_stop(body: bytes) -> int | None:
+    """Inverse of ``encode_stop``; ``None`` for any other frame."""
+    return int(body[len(_STOP) :]) if body.startswith(_STOP) else None

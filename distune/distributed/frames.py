@@ -15,7 +15,11 @@ _LENGTH = struct.Struct("<Q")
 
 def encode_frame(message: object) -> bytes:
     """``message`` as one frame: eight bytes of length, then its pickle."""
-    body = pickle.dumps(message, protocol=5)
+    return frame_of(pickle.dumps(message, protocol=5))
+
+
+def frame_of(body: bytes) -> bytes:
+    """``body`` as one frame."""
     return _LENGTH.pack(len(body)) + body
 
 

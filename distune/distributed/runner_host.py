@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from distune.config.imports import import_object
 from distune.errors import UsageError
@@ -32,6 +32,14 @@ class Runner(Protocol):
         """Free what the runner holds."""
 
 
+@runtime_checkable
+class StoppableRunner(Runner, Protocol):
+    """One that can end a request before it is done, and lives on."""
+
+    def stop_where(self, is_unwanted: Callable[[], bool]) -> None:
+        """Ask from time to time; answer a request with a ``Failure`` of kind ``cancelled`` where it is unwanted."""
+
+
 class RunnerHost:
     """One runner, built at once; whatever goes wrong in it becomes a ``Failure`` of the requests that meet it.
 
@@ -41,22 +49,35 @@ class RunnerHost:
         host: Name of the node.
         rank: The worker's rank.
         epoch: ``time.monotonic()`` of this node at the start of the run; times in results count from it.
+        is_stopped: Whether the request of that id is wanted no longer.
     """
 
-    def __init__(self, load_job: Callable[[], Any], factory: str, host: str, rank: int, epoch: float) -> None:
+    def __init__(
+        self,
+        load_job: Callable[[], Any],
+        factory: str,
+        host: str,
+        rank: int,
+        epoch: float,
+        is_stopped: Callable[[int], bool] = lambda request_id: False,
+    ) -> None:
         self._host = host
         self._rank = rank
         self._epoch = epoch
         self._runner: Runner | None = None
         self._failure: Failure | None = None
+        self._current = 0
         try:
             self._runner = import_object(factory, "runner")(load_job(), host, rank)
+            if isinstance(self._runner, StoppableRunner):
+                self._runner.stop_where(lambda: is_stopped(self._current))
         except (Exception, SystemExit) as error:
             self._failure = self._failed("could not be set up", error)
 
     def answer(self, request: Request) -> Result:
         """The answer to ``request``; never raises."""
         start = time.monotonic() - self._epoch
+        self._current = request.id
         failure = self._failure
         if self._runner is None or failure is not None:
             result = Result(request.id, request.attempt, self._rank, failure or Failure("error", "no runner"))

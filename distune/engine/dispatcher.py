@@ -35,9 +35,6 @@ _TRIED_AGAIN = ("error", "user_error")
 """Failures of an earlier start that are tried again: their cause (a missing file, a full disk) may be mended. Those
 that cost two children are not."""
 
-_GRACE_S = 2.0
-"""How long unwanted work may go on before it is given up: about what a new child costs."""
-
 
 class Interrupted(Exception):
     """Somebody asked the run to stop; carries the reason."""
@@ -239,16 +236,7 @@ class Dispatcher:
         self._carry_out([Cancel(rank, task_id) for rank, task_id in running])
 
     def calm(self) -> None:
-        """Have the workers free: what they do is wanted by nobody.
-
-        They get as long as a new child takes to start; what is not done by then is given up.
-
-        Raises:
-            Interrupted, TransportError: See ``pump``.
-        """
-        end = self._transport.now() + _GRACE_S
-        while self._scheduler.busy and self._transport.now() < end:
-            self.pump(end - self._transport.now())
+        """Have the workers free: what they do is wanted by nobody."""
         self._carry_out(self._scheduler.cancel())
 
     def wait(self, task_ids: Sequence[int]) -> list[Outcome]:

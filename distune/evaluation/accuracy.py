@@ -75,6 +75,7 @@ class Evaluator:
         outputs: Names of the model's outputs.
         seed: The job's seed.
         memory_limit: Bytes that prepared batches may take; a quarter of the available memory unless given.
+        go_on: Called before each batch; what it raises ends the evaluation. An ``eval_func`` is left to its end.
 
     Raises:
         UsageError: Nothing to score with; names what is missing.
@@ -89,9 +90,11 @@ class Evaluator:
         outputs: Sequence[str],
         seed: int,
         memory_limit: int | None = None,
+        go_on: Callable[[], None] = lambda: None,
     ) -> None:
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
+        self._go_on = go_on
         self._eval_func: Callable[..., Any] | None = None
         self._names = spec.names
         self._metrics: dict[str, Metric] = {}
@@ -365,6 +368,7 @@ class Evaluator:
                 read_s += time.perf_counter() - before
                 if batch is None:
                     return
+                self._go_on()
                 yield (run.partition, batch.index), batch.feed
 
         start = time.perf_counter()
@@ -373,6 +377,7 @@ class Evaluator:
 
     def _step(self, run: _Pass, batch: Prepared) -> None:
         """Run one batch and give it to the metrics."""
+        self._go_on()
         before = time.perf_counter()
         raw = run.model.predict_batch((run.partition, batch.index), batch.feed)
         run.inference_s += time.perf_counter() - before

@@ -22,7 +22,7 @@ from distune.backends.base import Backend, Feed, LabelledBatch, RunnableModel, b
 from distune.config.job import TuningJob
 from distune.config.parameters import defaults
 from distune.data.loader import DataSource, open_dataloader
-from distune.errors import DataError, TrialError, UsageError, UserCodeError
+from distune.errors import CancelledError, DataError, TrialError, UsageError, UserCodeError
 from distune.evaluation.accuracy import Evaluator, Score, quarter_of_memory
 from distune.evaluation.criterion import Target
 from distune.evaluation.feeds import first_feed, to_feed, zeros_feed
@@ -70,6 +70,7 @@ class Runner:
         self._order: SampleOrder | None = None
         self._opened: m.StageOpened | None = None
         self._loaded: tuple[tuple[str, int, bool], RunnableModel] | None = None
+        self._is_unwanted: Callable[[], bool] = lambda: False
 
     # ---------------------------------------------------------------------------------------------- what a worker does
 
@@ -87,6 +88,10 @@ class Runner:
             gc.collect()
         end = self._clock() - self._began
         return m.Result(request.id, request.attempt, self._rank, body, request.run, start, end)
+
+    def stop_where(self, is_unwanted: Callable[[], bool]) -> None:
+        """Ask between batches whether the request in hand is wanted no longer; it is answered as ``cancelled`` then."""
+        self._is_unwanted = is_unwanted
 
     def receive(self, broadcast: m.Broadcast) -> None:
         """Take in what is sent to every worker. Statistics reach the backend with the next request that needs it."""
@@ -157,6 +162,7 @@ class Runner:
         def batches() -> Any:
             nonlocal samples
             for batch in source.head(body.sampling_size, body.shard, body.shards):
+                self._go_on()
                 samples += batch.size
                 feed = to_feed(batch.inputs, infos)
                 nonfinite.take(feed, feed.values())
@@ -311,7 +317,9 @@ class Runner:
     def _evaluator(self) -> Evaluator:
         if self._evaluator_ is None:
             facts = self._backend().facts()
-            self._evaluator_ = Evaluator(self._job.evaluation, facts.inputs, facts.outputs, self._job.seed)
+            self._evaluator_ = Evaluator(
+                self._job.evaluation, facts.inputs, facts.outputs, self._job.seed, go_on=self._go_on
+            )
         return self._evaluator_
 
     def _referenced(self) -> Evaluator:
@@ -321,6 +329,15 @@ class Runner:
             evaluator.set_reference(self._backend().load(None, self._threads))
             self._has_reference = True
         return evaluator
+
+    def _go_on(self) -> None:
+        """Between two batches.
+
+        Raises:
+            CancelledError: The request in hand is wanted no longer.
+        """
+        if self._is_unwanted():
+            raise CancelledError("cancelled by the master")
 
     def _evaluation(self) -> DataSource | None:
         """The evaluation data, where there are any; a user's ``eval_func`` brings its own."""
@@ -368,6 +385,8 @@ class Runner:
         where = f"rank {self._rank} on {self._host}"
         name = type(error).__name__
         text = str(error) or name
+        if isinstance(error, CancelledError):
+            return m.Failure("cancelled", f"{where}: {text}")
         if isinstance(error, UserCodeError):
             head, _, rest = text.partition("\n")
             return m.Failure("user_error", f"{where}: {head}", rest, name, usage=True)

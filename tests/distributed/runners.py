@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from distune.errors import CancelledError
 from distune.space.op_config import TuningConfig
-from distune.trial.messages import Broadcast, LoadStatistics, Probe, ProbeAnswer, Request, Result
+from distune.trial.messages import Broadcast, Failure, LoadStatistics, Probe, ProbeAnswer, Request, Result
 
 
 def ask(number: int, kind: str = "echo", **args: Any) -> Request:
@@ -41,8 +43,14 @@ class ScriptedRunner:
     def answer(self, request: Request) -> Result:
         body = request.body
         assert isinstance(body, Probe)
-        data = getattr(self, f"_{body.kind}")(**body.args)
+        try:
+            data = getattr(self, f"_{body.kind}")(**body.args)
+        except CancelledError as error:
+            return Result(request.id, request.attempt, self.rank, Failure("cancelled", str(error)))
         return Result(request.id, request.attempt, self.rank, ProbeAnswer({}, data or {}))
+
+    def stop_where(self, is_unwanted: Callable[[], bool]) -> None:
+        self.is_unwanted = is_unwanted
 
     def close(self) -> None:
         pass
@@ -103,6 +111,12 @@ class ScriptedRunner:
     def _hang(self) -> None:
         while True:
             time.sleep(60)
+
+    def _work_until_unwanted(self, path: str) -> None:
+        Path(path).touch()
+        while not self.is_unwanted():
+            time.sleep(0.01)
+        raise CancelledError("no longer wanted")
 
     def _burn(self, seconds: float) -> dict[str, Any]:
         end = time.process_time() + seconds

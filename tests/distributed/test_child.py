@@ -131,6 +131,37 @@ def test_a_trial_that_is_cancelled_is_given_up(open_worker: Open) -> None:
     assert data(wait(worker))["rank"] == 5
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["in the middle of it", "before the child is ready"])
+def test_a_child_that_ends_cancelled_work_by_itself_lives_on(open_worker: Open, tmp_path: Path, begun: bool) -> None:
+    worker = open_worker()
+    child = worker.pid
+    worker.send(ask(1, "work_until_unwanted", path=str(tmp_path / "begun")))
+    while begun and not (tmp_path / "begun").exists():
+        wait_for([worker], 0.01)
+        assert worker.receive() == []
+    worker.cancel(1)
+    worker.cancel(1)
+    worker.send(ask(2, "echo"))
+    assert failure(wait(worker)).message == "no longer wanted"
+    assert data(wait(worker))["pid"] == child
+
+
+def test_what_was_cancelled_says_nothing_about_what_comes_next(open_worker: Open, tmp_path: Path) -> None:
+    worker = open_worker()
+    do(worker, ask(1))
+    worker.cancel(1)  # too late
+    worker.send(ask(2, "work_until_unwanted", path=str(tmp_path / "begun")))
+    while not (tmp_path / "begun").exists():
+        wait_for([worker], 0.01)
+        assert worker.receive() == []
+    worker.suspend()
+    worker.cancel(2)
+    time.sleep(0.2)
+    assert worker.receive() == []  # it holds still, and has all its time yet
+    worker.resume()
+    assert failure(wait(worker)).message == "no longer wanted"
+
+
 def test_a_runner_knows_what_its_rank_may_take_of_the_node(open_worker: Open) -> None:
     assert data(do(open_worker(memory_limit=1 << 33), ask(1, "memory"))) == {"bytes": 1 << 33}
     assert data(do(open_worker(), ask(1, "memory"))) == {"bytes": None}

@@ -144,6 +144,18 @@ def test_statistics_that_arrive_before_anything_else_are_used() -> None:
     assert isinstance(worker.ask(m.Judge(config())), m.Accuracy)
 
 
+def test_work_that_is_wanted_no_longer_ends_between_two_batches_and_spoils_nothing() -> None:
+    worker = Worker()
+    whole = worker.ask(m.Judge(config(), target=0.5))
+    for body in (m.Judge(config(), target=0.5), m.Baseline(), m.Survey(0, 2), m.Calibrate(8, 0, 1)):
+        left = [False, False, True]
+        worker.runner.stop_where(lambda left=left: left.pop(0))
+        assert worker.ask(body) == m.Failure("cancelled", "rank 3 on node7: cancelled by the master")
+        assert left == []
+        worker.runner.stop_where(lambda: False)
+        assert worker.ask(m.Judge(config(), target=0.5)).value == whole.value
+
+
 def test_probe_takes_its_share_of_the_first_batches() -> None:
     worker = Worker()
     assert worker.ask(m.Probe("op_mse", config())).scores == {"linear": 4.0}
