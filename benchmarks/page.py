@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
-COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
+COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989", "#1b7c83", "#bc4c00", "#6e7781")
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 360, 60, 40
+IDEAL = "as many as ranks"
 
 
 def main() -> int:
@@ -125,20 +126,43 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
         simulated = figures["simulated"]
         parts.append(
             f"The engine and the strategies on simulated ranks, a model of {simulated['ops']} ops of which a quarter "
-            f"must fall back, trials as long as recorded in the real run. The limit is Amdahl's: the time on ranks "
-            f"without number is the serial part. Ranking stage of `basic` on 64 ranks: "
-            f"{simulated['ranking_at_64']:.2f}, and {simulated['ranking_at_64_if_trials_are_alike']:.2f} if all trials "
-            f"take the same time (goal {simulated['goal']}). The table's efficiency of that stage is above 1 where "
-            f"idle ranks began with it during the stages before."
+            f"must fall back, trials as long as recorded in the real run. Smaller models for `mse_v2` and the samplers "
+            f"that think, whose simulations take long. The serial part is the time on ranks without number. No "
+            f"schedule passes the limit: the number of ranks, and the time on one over the serial part. Amdahl's law "
+            f"takes the serial part as work that nothing runs beside; here it is the longest chain of trials, most of "
+            f"which have others beside them, so that speed-ups may be above it. A strategy saturates where twice as "
+            f"many ranks bring less than 10%. Of its own are the processor milliseconds that engine, strategy and "
+            f"simulator take a trial on this machine, no part of the simulated seconds; at {simulated['ops']} ops "
+            f"the samplers think longer. `sigopt` asks a service: it scales as `bayesian` with batches of its "
+            f"`parallel_bandwidth`."
         )
+        forms = {"strategy": "", "ops": "", "trials": "", "stages": "", "widest": "", "own_ms": ".0f"}
+        rows = [
+            [
+                *_cells(one, **forms),
+                *(f"{seconds:.1f}" for seconds in (one["points"][0]["seconds"], one["serial_s"])),
+                f"{one['points'][-1]['limit']:.1f}",
+                str(one["saturates_at"]),
+                next(f"{p['speedup']:.1f}" for p in one["points"] if one["saturates_at"] in (p["ranks"], None)),
+                one["chain"],
+            ]
+            for one in simulated["strategies"]
+        ]
+        head = ("strategy", "ops", "trials", "stages", "widest", "ms of its own", "s on one rank", "serial part s")
+        parts += [
+            _table((*head, "limit", "saturates at", "speed-up there", "because"), rows),
+            f"Ranking stage of `basic` on 64 ranks: {simulated['ranking_at_64']:.2f}, and "
+            f"{simulated['ranking_at_64_if_trials_are_alike']:.2f} if all trials take the same time (goal "
+            f"{simulated['goal']}). In its table the efficiency of that stage is above 1 where idle ranks began with "
+            f"it during the stages before.",
+        ]
         for one in simulated["strategies"]:
-            why = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in one["because"])
+            why = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one["because"])
             parts += [
                 f"### {one['strategy']}, {one['trials']} trials",
-                f"Saturates at {one['saturates_at']} ranks (twice as many bring less than 10%). There the time is: "
-                f"{why}.",
+                f"Saturates at {one['saturates_at']} ranks: {one['chain']}. There the time is: {why}.",
                 _table(
-                    ("ranks", "seconds", "speed-up", "limit", "of the limit", "ranking stage"),
+                    ("ranks", "seconds", "speed-up", "Amdahl", "limit", "of the limit", "busy", "ranking stage"),
                     [_point_row(point) for point in one["points"]],
                 ),
             ]
@@ -146,10 +170,7 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
             (one["strategy"], [(point["ranks"], point["speedup"]) for point in one["points"]])
             for one in simulated["strategies"]
         ]
-        lines += [
-            (f"{one['strategy']}, limit", [(point["ranks"], point["amdahl"]) for point in one["points"]])
-            for one in simulated["strategies"]
-        ]
+        lines.append((IDEAL, [(2.0**power, 2.0**power) for power in range(6)]))
         (PLOTS / "scaling.svg").write_text(_lines("speed-up against ranks", lines))
         parts.append("![Speed-up against ranks](benchmarks/scaling.svg)")
     if "master" in figures:
@@ -165,8 +186,8 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
 
 
 def _point_row(point: dict[str, Any]) -> list[str]:
-    told = _cells(point, ranks="", seconds=".1f", speedup=".1f", amdahl=".1f")
-    return [*told, f"{point['speedup'] / point['amdahl']:.2f}", *_cells(point, ranking_efficiency=".2f")]
+    told = _cells(point, ranks="", seconds=".1f", speedup=".1f", amdahl=".1f", limit=".1f")
+    return [*told, f"{point['speedup'] / point['limit']:.2f}", *_cells(point, busy=".2f", ranking_efficiency=".2f")]
 
 
 def _early_verdict(figures: dict[str, Any]) -> list[str]:
@@ -279,7 +300,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _lines(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
-    """Lines over two logarithmic axes of base 2; limits are dashed."""
+    """Lines over two logarithmic axes of base 2; the ideal is dashed."""
     top = max(math.log2(max(y, 1.0)) for _, points in lines for _, y in points) or 1.0
     right = max(math.log2(x) for _, points in lines for x, _ in points) or 1.0
     across, up = (WIDTH - LEFT - 170) / right, (HEIGHT - BOTTOM - 30) / top
@@ -288,9 +309,8 @@ def _lines(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]
         parts.append(_text(LEFT + power * across, HEIGHT - BOTTOM + 18, str(2**power), "middle"))
     for power in range(int(top) + 1):
         parts.append(_text(LEFT - 8, HEIGHT - BOTTOM - power * up + 4, str(2**power), "end"))
-    half = (len(lines) + 1) // 2
     for number, (name, points) in enumerate(lines):
-        colour, dash = COLOURS[number % half], ' stroke-dasharray="4 4"' if number >= half else ""
+        colour, dash = COLOURS[number % len(COLOURS)], ' stroke-dasharray="4 4"' if name == IDEAL else ""
         places = " ".join(
             f"{LEFT + math.log2(x) * across:.1f},{HEIGHT - BOTTOM - math.log2(max(y, 1.0)) * up:.1f}" for x, y in points
         )

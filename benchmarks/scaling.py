@@ -3,9 +3,12 @@
 *Real*: the same run on one rank and on two, in turns, next to the machine's own two-process floor: what two processes
 that only infer get done, against one. *Simulated*: the real engine and strategies on the simulated transport, with the
 durations that the real run recorded (each trial takes as long as one of those recorded: in the ranking stage as that of
-the op at the same place), on a model of 300 ops of which a quarter must fall back; against Amdahl's limit of each
-strategy, whose serial part is its run on so many ranks that none ever waits for another. *Master*: 64 ranks under
-``mpirun`` whose trials sleep; what one trial costs rank 0.
+the op at the same place), on a model of 300 ops of which a quarter must fall back; against Amdahl's law
+for each strategy, whose serial part is its run on so many ranks that none ever waits for another, and against the limit
+that no schedule passes: the number of ranks, and the time on one over the serial part. Strategies that think long, or
+that ask one thing after the other, get a smaller model (``SIZES``), and ``conservative`` one of four op types.
+``sigopt`` asks a service and is left out: it scales as ``bayesian`` does with batches of its ``parallel_bandwidth``.
+*Master*: 64 ranks under ``mpirun`` whose trials sleep; what one trial costs rank 0.
 
     DISTUNE_ASSETS=... python benchmarks/scaling.py [--part real] [--json benchmarks/results/scaling.json]
 
@@ -17,13 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,11 +54,51 @@ SETTINGS = (
 )
 """A run that goes on after success: default, op types, all 27 groups one by one, accumulated."""
 
+DATA = {"samples": 2000, "batch_size": 50}
+"""The evaluation set of the real run."""
+
 RANKING = "instance-wise fallback"
-STRATEGIES = ("basic", "mse", "conservative", "random")
 COUNTS = tuple(2**power for power in range(11))
 UNBOUNDED = 2048
 OPS = 300
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a strategy is simulated on.
+
+    Attributes:
+        trials: The budget. Samplers do not propose fallback, so none of their trials meets, and they spend it.
+        types: Op types that the ops are of, in turns; those that must fall back are all of the first.
+        chain: What waits for what, however many ranks there are.
+    """
+
+    chain: str
+    ops: int = OPS
+    trials: int = 3 * OPS
+    types: tuple[str, ...] = ("Conv",)
+
+
+FALLEN = "the shortest prefix of the fallback order is found in rounds, each of which narrows what the one before left"
+BATCHES = "a batch is asked for when all answers to the one before are there; its size is a setting (batch_size)"
+SIZES = {
+    "basic": Size(f"the default, the op types, the groups one by one, and then {FALLEN}"),
+    "mse": Size(f"the default, the op types, the probe of all groups, and then {FALLEN}"),
+    "mse_v2": Size("one group falls back after the other, each after a probe of all that are left", 100, 300),
+    "hawq_v2": Size(f"the default, the probe of the batches, and then {FALLEN}"),
+    "conservative": Size(
+        "one op type after the other, on top of those that were kept", types=("Conv", "MatMul", "Gemm", "Add")
+    ),
+    "exhaustive": Size(BATCHES),
+    "random": Size(BATCHES, 60, 180),
+    "tpe": Size(BATCHES, 60, 180),
+    "bayesian": Size(BATCHES, 8, 16),
+    "knapsack": Size("the default, parts of the model, and then rounds of mixes, each from a model of all answers"),
+}
+"""``mse_v2`` judges one trial at a time and asks for a probe of all ops before each; a sampler chooses as many options
+as there are ops for each trial, and its model is fitted to all trials so far; a Gaussian process takes seconds."""
+
+KWARGS = {"hawq_v2": {"hawq_v2_loss": "synthetic:loss"}}
 GAIN = 1.1
 """More ranks are worth it while twice as many are at least so much faster."""
 
@@ -65,7 +110,9 @@ class Point:
     Attributes:
         seconds: From the end of start-up to the end of the run.
         speedup: Against one rank.
-        amdahl: The most that the strategy's serial part allows on so many ranks.
+        amdahl: By Amdahl's law. It takes the serial part as work that nothing runs beside. That part is the longest
+            chain of trials, most of which have others beside them, so that a speed-up may be above it.
+        limit: What no schedule passes.
         busy: Share of the ranks' time that is work.
         ranking_efficiency: Of the stage that ranks ops: its time on one rank, over ``ranks`` times its time here. Above
             1 where idle ranks began with it during the stages before.
@@ -75,6 +122,7 @@ class Point:
     seconds: float
     speedup: float
     amdahl: float
+    limit: float
     busy: float
     ranking_efficiency: float | None
 
@@ -84,13 +132,24 @@ class Scaling:
     """One strategy.
 
     Attributes:
-        serial_s: Time on ranks without number: what Amdahl's limit is made of.
+        ops: Of the model.
+        stages: Stages that are judged one after the other.
+        widest: Trials of the widest of them.
+        own_ms: Processor milliseconds that engine and strategy themselves take a trial on this machine, simulator
+            included: median of the runs on up to 4 ranks. They are no part of the simulated seconds.
+        chain: What waits for what, however many ranks there are.
+        serial_s: Time on ranks without number.
         saturates_at: Ranks of which twice as many bring less than 10%.
         because: The stages that make up the time there, the longest first, with seconds.
     """
 
     strategy: str
+    ops: int
     trials: int
+    stages: int
+    widest: int
+    own_ms: float
+    chain: str
     serial_s: float
     saturates_at: int | None
     because: tuple[tuple[str, float], ...]
@@ -102,7 +161,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=PARTS, help="one of them; all by default")
     parser.add_argument("--rounds", type=int, default=3, help="real runs on each number of ranks")
-    parser.add_argument("--only", action="append", choices=STRATEGIES, help="strategies to simulate")
+    parser.add_argument(
+        "--only", action="append", choices=tuple(SIZES), help="strategies to simulate; others in the file are kept"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here, after each part; others there are kept")
     given = parser.parse_args()
     figures: dict[str, Any] = {"benchmark": "scaling"}
@@ -116,7 +177,10 @@ def main() -> int:
         elif part == "simulated":
             if "real" not in figures:
                 parser.error("no recorded durations: run the part 'real' first, or name a file that has it")
-            figures[part], goals = simulated(figures["real"]["recorded"], given.only or STRATEGIES)
+            before = figures.get(part, {})
+            figures[part], goals = simulated(figures["real"]["recorded"], given.only or tuple(SIZES))
+            if given.only:
+                figures[part] = _joined(before, figures[part])
         else:
             figures[part], goals = master()
         missed += goals
@@ -262,16 +326,19 @@ def _loops(model: Path, count: int, seconds: float) -> int:
 def simulated(recorded: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Every strategy on every number of ranks."""
     durations = _durations(recorded)
-    found = [scaling(name, durations) for name in names]
-    for one in found:
-        print(f"\n{one.strategy}: {one.trials} trials, at least {one.serial_s:.1f} s however many ranks", flush=True)
+    found = []
+    for name in names:
+        found.append(one := scaling(name, durations))
         print(
-            f"{'ranks':>6}{'seconds':>10}{'speed-up':>10}{'limit':>8}{'of limit':>10}{'busy':>7}{'ranking stage':>15}"
+            f"\n{one.strategy}: {one.ops} ops, {one.trials} trials in {one.stages} stages of {one.widest} at most, at "
+            f"least {one.serial_s:.1f} s however many ranks; {one.own_ms:.1f} ms of its own a trial",
+            flush=True,
         )
+        print(f"{'ranks':>6}{'seconds':>10}{'speed-up':>10}{'Amdahl':>8}{'limit':>8}{'busy':>7}{'ranking stage':>15}")
         for p in one.points:
             ranking = "" if p.ranking_efficiency is None else f"{p.ranking_efficiency:.2f}"
             print(
-                f"{p.ranks:>6}{p.seconds:>10.1f}{p.speedup:>10.1f}{p.amdahl:>8.1f}{p.speedup / p.amdahl:>10.2f}"
+                f"{p.ranks:>6}{p.seconds:>10.1f}{p.speedup:>10.1f}{p.amdahl:>8.1f}{p.limit:>8.1f}"
                 f"{p.busy:>7.2f}{ranking:>15}"
             )
         print(f"saturates at {one.saturates_at} ranks: " + ", ".join(f"{n} {s:.1f} s" for n, s in one.because))
@@ -292,6 +359,13 @@ def simulated(recorded: dict[str, Any], names: Sequence[str]) -> tuple[dict[str,
             f"{alike:.3f} if trials are alike; goal {goal}"
         )
     return figures, [f"ranking stage at 64 ranks: {at_64:.3f}"] if at_64 is not None and at_64 < goal else []
+
+
+def _joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Figures of some strategies put in among those of a file, in the order of ``SIZES``."""
+    found = {one["strategy"]: one for one in (*before.get("strategies", ()), *now["strategies"])}
+    known = {name: value for name, value in now.items() if value is not None}
+    return {**before, **known, "strategies": [found[name] for name in SIZES if name in found]}
 
 
 def ranking_alone(durations: Durations, ranks: int) -> float:
@@ -320,7 +394,13 @@ def _durations(recorded: dict[str, Any]) -> Durations:
 
 def scaling(strategy: str, durations: Durations) -> Scaling:
     """One strategy on every number of ranks."""
-    runs = {ranks: _simulate(strategy, durations, ranks) for ranks in (*COUNTS, UNBOUNDED)}
+    runs: dict[int, Forecast] = {}
+    own: list[float] = []
+    for ranks in (*COUNTS, UNBOUNDED):
+        start = time.process_time()
+        runs[ranks] = _simulate(strategy, durations, ranks)
+        if ranks <= 4:
+            own.append((time.process_time() - start) / runs[ranks].trials)
     seconds = {ranks: run.seconds - durations.startup_s for ranks, run in runs.items()}
     one, serial = seconds[1], seconds[UNBOUNDED]
     ranked = {ranks: _ranking_seconds(run) for ranks, run in runs.items()}
@@ -330,6 +410,7 @@ def scaling(strategy: str, durations: Durations) -> Scaling:
             seconds[ranks],
             one / seconds[ranks],
             one / (serial + (one - serial) / ranks),
+            min(ranks, one / serial),
             runs[ranks].busy,
             ranked[1] / (ranks * ranked[ranks]) if ranked[ranks] else None,
         )
@@ -340,12 +421,25 @@ def scaling(strategy: str, durations: Durations) -> Scaling:
     last = runs[saturated or COUNTS[-1]]
     stages: dict[str, float] = {}
     for stage in last.stages:
-        name = stage.name.partition(",")[0].rstrip("0123456789 ")
+        name = re.sub(r"\s*\b\d+\b", "", stage.name.partition(",")[0])
+        name = re.sub(r"^(revert of|op type) .*", r"\1", name)
         stages[name] = stages.get(name, 0.0) + stage.seconds
     rest = last.seconds - durations.startup_s - sum(stages.values())
-    parts = {**stages, "baseline, calibration, latency, export": rest}
+    parts = {**stages, "baseline, calibration, probes, latency, export": rest}
     because = sorted(parts.items(), key=lambda item: -item[1])[:4]
-    return Scaling(strategy, runs[1].trials, serial, saturated, tuple(because), tuple(points))
+    return Scaling(
+        strategy,
+        SIZES[strategy].ops,
+        runs[1].trials,
+        len(runs[1].stages),
+        max(stage.judged for stage in runs[1].stages),
+        1000 * statistics.median(own),
+        SIZES[strategy].chain,
+        serial,
+        saturated,
+        tuple(because),
+        tuple(points),
+    )
 
 
 def _simulate(
@@ -355,21 +449,22 @@ def _simulate(
     from distune.config import job as j
     from distune.engine.forecast import forecast
 
+    size = SIZES[strategy]
     job = j.TuningJob(
         j.ModelSpec("onnxruntime", "synthetic.onnx"),
         calibration=j.CalibrationSpec(None, (200,)),
         criterion=j.CriterionSpec("relative", 0.01),
         evaluation=j.EvaluationSpec(eval_func="synthetic:score"),
-        exit_policy=j.ExitPolicy(0.0, 3 * OPS, False),
-        strategy=j.StrategySpec(strategy),
+        exit_policy=j.ExitPolicy(0.0, size.trials, False),
+        strategy=j.StrategySpec(strategy, KWARGS.get(strategy, {})),
         isolation=isolation,
         quant_level=0 if strategy == "conservative" else 1,
     )
-    return forecast(job, _synthetic(OPS), durations, "hard", ranks)
+    return forecast(job, _synthetic(size), durations, "hard", ranks)
 
 
-def _synthetic(ops: int) -> Inspection:
-    """A model of convolutions, each of which falls back by itself."""
+def _synthetic(size: Size) -> Inspection:
+    """A model of ops each of which falls back by itself."""
     from distune.space.capability import Capability, ModeOptions, OpInfo, TensorOptions
     from distune.space.op_config import FP32
     from distune.trial.messages import Inspection
@@ -377,8 +472,9 @@ def _synthetic(ops: int) -> Inspection:
     activation = TensorOptions(("uint8", "int8"), ("asym", "sym"), algorithms=("minmax", "percentile"))
     weight = TensorOptions(("int8",), granularities=("per_channel", "per_tensor"))
     options = (*ModeOptions("static", activation, weight).expand(), FP32)
-    infos = [OpInfo(f"conv{index}", "Conv", options, f"conv{index}", has_weight=True) for index in range(ops)]
-    return Inspection(Capability(tuple(infos)), 1000, {}, {}, digest="synthetic")
+    types = islice(cycle(size.types), size.ops)
+    infos = [OpInfo(f"conv{index}", kind, options, f"conv{index}", has_weight=True) for index, kind in enumerate(types)]
+    return Inspection(Capability(tuple(infos)), 1000, {}, {}, digest="synthetic", data=DATA, fp32_in_shards=True)
 
 
 def _ranking_seconds(run: Forecast) -> float:
