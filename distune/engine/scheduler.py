@@ -14,6 +14,7 @@ child process died is tried once more and then reported as failed.
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -126,7 +127,9 @@ class Scheduler:
         self._run = run
         self._can_hold = can_hold
         self._held: dict[str, list[int]] = {}
-        self._workers = {info.rank: _Worker(info) for info in workers}
+        self._workers = {info.rank: _Worker(info) for info in sorted(workers, key=lambda info: info.rank)}
+        self._infos = tuple(worker.info for worker in self._workers.values())
+        self._free = list(self._workers)  # ranks without a task, in order
         self._queue: list[_Queued] = []
         self._exclusive: list[_Queued] = []
         self._attempts: dict[int, int] = {}
@@ -137,17 +140,21 @@ class Scheduler:
     @property
     def workers(self) -> tuple[WorkerInfo, ...]:
         """Workers that are alive, by rank."""
-        return tuple(self._workers[rank].info for rank in sorted(self._workers))
+        return self._infos
 
     @property
     def busy(self) -> dict[int, Task]:
         """What each busy worker does, by rank."""
-        return {rank: worker.task for rank, worker in sorted(self._workers.items()) if worker.task is not None}
+        return {rank: worker.task for rank, worker in self._workers.items() if worker.task is not None}
 
     @property
     def idle(self) -> int:
         """Workers without work beyond what waits in the queues; those of a quiet host do not count."""
-        free = sum(worker.info.host not in self._quiet for worker in self._idle())
+        free = (
+            sum(self._workers[rank].info.host not in self._quiet for rank in self._free)
+            if self._quiet
+            else len(self._free)
+        )
         return max(0, free - len(self._queue) - len(self._exclusive))
 
     def attempts(self, task_id: int) -> int:
@@ -183,6 +190,7 @@ class Scheduler:
         if result.attempt != self._attempts[task.id]:
             return []
         worker.task = None
+        insort(self._free, result.rank)
         out: list[Instruction] = []
         strikes = isinstance(result.body, Failure) and result.body.kind in STRIKING
         if strikes:
@@ -197,9 +205,12 @@ class Scheduler:
         worker = self._workers.pop(event.rank, None)
         if worker is None:
             return []
+        self._infos = tuple(worker.info for worker in self._workers.values())
         self.lost[event.rank] = event.reason
         out: list[Instruction] = []
-        if worker.task is not None:
+        if worker.task is None:
+            self._free.remove(event.rank)
+        else:
             if worker.task.rank is None:
                 self._enqueue(worker.task)
             else:
@@ -229,6 +240,8 @@ class Scheduler:
 
     def _close_windows(self) -> list[Instruction]:
         """Release hosts whose exclusive task is over or gone."""
+        if not self._quiet:
+            return []
         waiting = {entry.id for entry in self._exclusive}
         running = {worker.task.id for worker in self._workers.values() if worker.task is not None}
         out: list[Instruction] = []
@@ -243,10 +256,11 @@ class Scheduler:
         return [Resume(rank) for rank in self._held.pop(host, []) if rank in self._workers]
 
     def _dispatch(self) -> list[Instruction]:
-        out = self._open_windows()
-        for worker in self._idle():
+        out = self._open_windows() if self._exclusive or self._quiet else []
+        for rank in tuple(self._free) if self._queue else ():
             if not self._queue:
                 break
+            worker = self._workers[rank]
             if worker.info.host in self._quiet:
                 continue
             task = self._next_for(worker)
@@ -294,7 +308,7 @@ class Scheduler:
     def _host_for(self, task: Task) -> str | None:
         """The host without a quiet window that has the fewest busy workers; the lowest rank decides between equals."""
         loads: dict[str, tuple[int, int]] = {}
-        for rank, worker in sorted(self._workers.items()):
+        for rank, worker in self._workers.items():
             host = worker.info.host
             if host in self._quiet or task.rank not in (None, *self._ranks_of(host)):
                 continue
@@ -304,9 +318,6 @@ class Scheduler:
 
     def _ranks_of(self, host: str) -> Sequence[int]:
         return [rank for rank, worker in self._workers.items() if worker.info.host == host]
-
-    def _idle(self) -> list[_Worker]:
-        return [worker for _, worker in sorted(self._workers.items()) if worker.task is None]
 
     def _next_for(self, worker: _Worker) -> Task | None:
         kept: list[_Queued] = []
@@ -323,6 +334,7 @@ class Scheduler:
 
     def _hand(self, worker: _Worker, task: Task) -> Send:
         worker.task = task
+        self._free.remove(worker.info.rank)
         self._attempts[task.id] = self._attempts.get(task.id, 0) + 1
         request = Request(task.id, task.body, self._attempts[task.id], self._run, task.deadline_s)
         return Send(worker.info.rank, request)
