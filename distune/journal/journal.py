@@ -23,7 +23,6 @@ from distune.journal.record import (
     DamagedLine,
     Kind,
     Record,
-    as_read,
     contains_record,
     decode_line,
     encode_line,
@@ -102,7 +101,7 @@ class Journal:
             TypeError: ``data`` holds something that is not plain.
         """
         line = encode_line(len(self._records), kind, data)
-        record = Record(len(self._records), kind, as_read(data))
+        record = decode_line(line[:-1])  # what a reader will get
         self._buffer.append(line)
         self._records.append(record)
         return record

@@ -34,6 +34,8 @@ LINE_START = b'{"v":'
 
 _MARKER = "$float"
 
+_compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
 
 @dataclass(frozen=True)
 class Record:
@@ -113,12 +115,12 @@ def _is_intact(line: bytes) -> bool:
 
 def _dumps(data: Mapping[str, Any]) -> str:
     try:
-        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+        text = _compact(data)
         if '"$' not in text and isinstance(data, dict):
             return text  # nothing to mark or escape: the quick way for nearly every record
     except (ValueError, TypeError):
         pass  # a NaN, or a value that needs converting: the thorough way decides
-    return json.dumps(_plain(data, "data"), separators=(",", ":"), allow_nan=False)
+    return _compact(_plain(data, "data"))
 
 
 def _plain(value: Any, path: str) -> Any:

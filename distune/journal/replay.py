@@ -46,6 +46,7 @@ _TYPES: dict[str, type[JournalledBody]] = {
     "failure": Failure,
 }
 _NAMES = {body: name for name, body in _TYPES.items()}
+_FIELDS = {body: tuple(item.name for item in fields(body)) for body in _NAMES}
 
 VOLATILE = frozenset(
     {"rank", "host", "hosts", "attempt", "attempts", "start_s", "end_s", "seconds", "elapsed_s", "time"}
@@ -110,7 +111,7 @@ def encode_result(key: str, body: JournalledBody, meta: Mapping[str, Any]) -> di
     return {
         "key": key,
         "type": _NAMES[type(body)],
-        "body": {item.name: getattr(body, item.name) for item in fields(body)},
+        "body": {name: getattr(body, name) for name in _FIELDS[type(body)]},
         "meta": dict(meta),
     }
 
