@@ -95,8 +95,9 @@ class ChildWorker(Worker):
 
     def receive(self) -> list[Result]:
         if self._process is not None:
-            dead = self._process.has_ended()  # asked first: what it wrote before its end is then all there
-            self._take(self._process.receive(to_the_end=dead))
+            stirs = self._process.stirs
+            dead = stirs and self._process.has_ended()  # asked first: what it wrote before its end is then all there
+            self._take(self._process.receive(to_the_end=dead) if stirs else ())
             if dead:
                 self._bury("crash", "")
             else:

@@ -18,6 +18,7 @@ from typing import Any
 import distune
 from distune.config.launcher_variables import without_launcher
 from distune.distributed.frames import FrameDecoder
+from distune.distributed.memory import resident_bytes
 
 TAIL_BYTES = 4096
 """How much of a dead child's last words goes into the failure."""
@@ -56,6 +57,9 @@ class ChildProcess:
             with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(self.pid)
         self._hung_up = False
+        self._poller = select.poll()
+        for descriptor in self.readable:
+            self._poller.register(descriptor, select.POLLIN)
 
     @property
     def pid(self) -> int:
@@ -67,6 +71,11 @@ class ChildProcess:
         return line if self._pidfd is None else (*line, self._pidfd)
 
     @property
+    def stirs(self) -> bool:
+        """Whether it has said something, or ended; without pidfds always, since only ``has_ended`` can tell then."""
+        return self._pidfd is None or bool(self._poller.poll(0))
+
+    @property
     def writable(self) -> Sequence[int]:
         return (self._line.fileno(),) if self._unsent and not self._hung_up else ()
 
@@ -75,6 +84,8 @@ class ChildProcess:
         self.flush()
 
     def flush(self) -> None:
+        if not self._unsent:
+            return
         sent = 0
         with memoryview(self._unsent) as view, contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionError):
             while sent < len(view):
@@ -92,6 +103,7 @@ class ChildProcess:
                 data = b""
             if not data:
                 self._hung_up = True
+                self._poller.unregister(self._line)
                 break
             messages += self._decoder.feed(data)
             if len(data) < _CHUNK and not to_the_end:
@@ -148,15 +160,7 @@ class ChildProcess:
 
     def resident_bytes(self) -> int:
         """Resident bytes of the child and all its descendants."""
-        import psutil
-
-        total = 0
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            for member in [process, *process.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    total += member.memory_info().rss
-        return total
+        return resident_bytes(self.pid)
 
     def release(self) -> None:
         self._line.close()
