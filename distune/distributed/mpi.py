@@ -55,6 +55,9 @@ _PATIENCE_S = 180.0
 
 SILENCE_S = 60.0
 
+_LOOK_S = 1.0
+"""How often rank 0 looks who has been silent for too long."""
+
 _HELD_UP_S = 20.0
 """Longer than the master ever stays away from its mail, but for being stopped itself."""
 
@@ -228,6 +231,7 @@ class MpiTransport(Transport):
         self._backoff = Backoff()
         self._lost: set[int] = set()
         self._silence_s = silence_s
+        self._polled = self._epoch
         self._looked = self._epoch
         self._closed = False
         self.stuck: frozenset[int] = frozenset()
@@ -419,10 +423,13 @@ class MpiTransport(Transport):
     def _silent(self) -> list[int]:
         """Ranks that are taken for lost from now on."""
         now = time.monotonic()
-        silence = now - self._looked
-        self._looked = now
-        if silence > _HELD_UP_S:  # it was this rank that stood still: what came meanwhile is yet to be taken in
+        away = now - self._polled
+        self._polled = now
+        if away > _HELD_UP_S:  # it was this rank that stood still: what came meanwhile is yet to be taken in
             self._link.heard.clear()
+        if now - self._looked < _LOOK_S:
+            return []
+        self._looked = now
         return [
             rank
             for rank in sorted(self._watched - self._lost)

@@ -55,7 +55,7 @@ class _Incoming:
     filled: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Receive:
     """One message that is being received."""
 
@@ -175,7 +175,7 @@ class MpiLink:
         self._receiving = _Receive(source, request, buffer)
         return self._receiving
 
-    def _complete(self, receive: _Receive) -> bytearray | None:
+    def _complete(self, receive: _Receive) -> bytearray | memoryview | None:
         """Take in a message that is all there; the body of the object that it completes."""
         source, message = receive.source, receive.buffer
         long = self._incoming.get(source)
@@ -189,7 +189,7 @@ class MpiLink:
         if len(message) == _LENGTH.size:
             self._incoming[source] = _Incoming(bytearray(length))
             return None
-        return bytearray(message[_LENGTH.size :])
+        return memoryview(message)[_LENGTH.size :]
 
     def _note_failure(self, error: Any) -> bool:
         """Whether ``error`` tells that ranks have died (ULFM); adds them to ``lost``."""
