@@ -380,9 +380,9 @@ class Tuner:
             if record.data.get("kind") == "outside" and record.data.get("key") == key:
                 return record.data["value"]
         value = self._dispatcher.meanwhile(work)
-        noted = self._journal.append("note", {"kind": "outside", "key": key, "value": value})
+        self._journal.append("note", {"kind": "outside", "key": key, "value": value})
         self._journal.commit()
-        return noted.data["value"]
+        return self._journal.records("note")[-1].data["value"]
 
     def _score(self, trial: Trial) -> float | None:
         found = score(trial, self._job.objectives, self._objective_baseline())

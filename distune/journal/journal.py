@@ -42,7 +42,8 @@ class Journal:
         """The journal was there already, with its header."""
         self._descriptor = descriptor
         self._size = size
-        self._records = records
+        self._read = records
+        self._unread: list[bytes] = []  # lines of records that nobody has asked for yet
         self._buffer: list[bytes] = []
 
     @classmethod
@@ -94,17 +95,15 @@ class Journal:
         """Version of the distune that began the journal."""
         return str(self._records[0].data.get("distune_version", ""))
 
-    def append(self, kind: Kind, data: Mapping[str, Any]) -> Record:
+    def append(self, kind: Kind, data: Mapping[str, Any]) -> None:
         """Add a record. It is on disk after the next ``commit``, and in ``records`` at once.
 
         Raises:
             TypeError: ``data`` holds something that is not plain.
         """
-        line = encode_line(len(self._records), kind, data)
-        record = decode_line(line[:-1])  # what a reader will get
+        line = encode_line(len(self._read) + len(self._unread), kind, data)
         self._buffer.append(line)
-        self._records.append(record)
-        return record
+        self._unread.append(line)
 
     def commit(self) -> None:
         """Write and fsync what was appended since the last commit; does nothing where that is nothing.
@@ -133,6 +132,12 @@ class Journal:
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._records)
+
+    @property
+    def _records(self) -> list[Record]:
+        self._read += [decode_line(line[:-1]) for line in self._unread]
+        self._unread.clear()
+        return self._read
 
     def close(self) -> None:
         """Commit and close. May be called twice.
