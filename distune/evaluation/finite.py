@@ -38,7 +38,7 @@ class NonFinite:
     def __str__(self) -> str:
         return listed(
             f"{name} ({' and '.join(f'{n} {kind}' for n, kind in zip(each, ('NaN', 'infinite'), strict=True) if n)})"
-            for name, each in self.counts.items()
+            for name, each in sorted(self.counts.items())  # in whatever order shards have found them
         )
 
     def of_data(self, which: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import pytest
 
 from distune.config.job import ComponentSpec, MetricSpec
 from distune.errors import DataError
-from distune.evaluation.finite import Watch
+from distune.evaluation.finite import NonFinite, Watch
 from tests.evaluation.test_verdict import DATA, FP32, IDS, LABELS, Mean, evaluator, table
 
 TOP_1, LOSS = MetricSpec(ComponentSpec("topk", {"k": 1})), MetricSpec(ComponentSpec("Loss", {}))
@@ -90,6 +90,11 @@ def test_a_mean_over_nothing_is_said_as_one_pass_says_it() -> None:
     for known in ([], surveys):
         with pytest.raises(DataError, match="Loss: no samples"):
             evaluator(LOSS, data=padding).score_fp32(table(FP32), surveys=known)
+
+
+def test_what_is_not_finite_is_named_in_one_order() -> None:
+    counts = {"mask": (1, 0), "image": (0, 2)}
+    assert str(NonFinite(counts)) == str(NonFinite(dict(reversed(counts.items())))) == "image (2 infinite), mask (1 NaN)"
 
 
 def test_what_is_not_finite_is_counted_over_the_shards() -> None:
