@@ -8,26 +8,22 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from distune.backends.base import Feed, InputInfo, RunnableModel
 from distune.config.job import EvaluationSpec
-from distune.data.batch import Labels
 from distune.data.loader import DataSource, open_dataloader
-from distune.data.transform import Postprocess
-from distune.data.user_code import guard, user_code
+from distune.data.user_code import user_code
 from distune.errors import DataError, UsageError
 from distune.evaluation.batches import EvaluationBatches, Prepared
 from distune.evaluation.callable_model import CallableModel
 from distune.evaluation.criterion import meets
 from distune.evaluation.finite import Watch
+from distune.evaluation.metric_set import MetricSet, by_names
 from distune.evaluation.order import SampleOrder
-from distune.evaluation.parts import build_metrics, metric_weights, resolve_eval_func
+from distune.evaluation.parts import resolve_eval_func
 from distune.evaluation.ranking import DecisiveSamples, DecisiveScore
-from distune.evaluation.survey import Margins, Survey
+from distune.evaluation.survey import Survey
 from distune.evaluation.verdict import Demand, VerdictBounds
-from distune.metrics.base import Metric, as_number
-from distune.metrics.per_sample import Outcomes, PerSampleForm, form_of
+from distune.metrics.base import as_number
 
 
 @dataclass(frozen=True)
@@ -93,15 +89,10 @@ class Evaluator:
         go_on: Callable[[], None] = lambda: None,
     ) -> None:
         self._inputs = tuple(inputs)
-        self._outputs = tuple(outputs)
         self._go_on = go_on
         self._eval_func: Callable[..., Any] | None = None
         self._names = spec.names
-        self._metrics: dict[str, Metric] = {}
-        self._reference: list[Any] | None = None
         self._order: SampleOrder | None = None
-        self._forms: tuple[PerSampleForm, ...] = ()
-        self._can_bound = False
         if spec.eval_func is not None:
             self._eval_func, self._eval_name = resolve_eval_func(spec.eval_func)
             return
@@ -110,22 +101,7 @@ class Evaluator:
         self._source: DataSource = open_dataloader(spec.dataloader, seed)
         limit = quarter_of_memory() if memory_limit is None else memory_limit
         self._batches = EvaluationBatches(self._source, self._inputs, spec.iteration, limit)
-        self._postprocess = Postprocess(spec.postprocess)
-        self._metrics = build_metrics(spec)
-        forms = [form_of(metric, name) for name, metric in self._metrics.items()]
-        if not self._names:  # metrics to be stored or optimized must be known of every trial
-            self._forms = tuple(form for form in forms if form is not None)
-        self._can_bound = bool(forms) and len(self._forms) == len(forms)
-        self._weights = metric_weights(spec)
-        self._directions = {
-            name: metric.higher_is_better if given.higher_is_better is None else given.higher_is_better
-            for (name, metric), given in zip(self._metrics.items(), spec.metrics, strict=True)
-        }
-        if self._weights is not None and len(set(self._directions.values())) > 1:
-            raise DataError(
-                f"metrics of different directions cannot be averaged: {self._directions} (name: higher is better); "
-                "leave the weights out, and each must meet alone"
-            )
+        self._metrics = MetricSet(spec, outputs)
 
     @property
     def source(self) -> DataSource | None:
@@ -140,17 +116,17 @@ class Evaluator:
     @property
     def metric_directions(self) -> Mapping[str, bool]:
         """Whether higher is better, by metric name; empty for an ``eval_func``."""
-        return {} if self._eval_func else dict(self._directions)
+        return {} if self._eval_func else dict(self._metrics.directions)
 
     @property
     def needs_reference(self) -> bool:
         """True where a metric compares with the fp32 model's outputs (``compare_label: false``)."""
-        return any(not metric.compare_label for metric in self._metrics.values())
+        return self._eval_func is None and self._metrics.needs_reference
 
     def set_reference(self, model: RunnableModel) -> None:
         """Run the fp32 model and keep its outputs as the labels of metrics with ``compare_label: false``."""
         if self.needs_reference:
-            self._reference = [self._postprocessed(model.predict(b.feed), b.labels)[0] for b in self._batches]
+            self._metrics.set_reference((model.predict(batch.feed), batch.labels) for batch in self._batches)
 
     def use(self, order: SampleOrder) -> None:
         """Score in this order from now on.
@@ -168,19 +144,23 @@ class Evaluator:
         self._order = order
 
     @property
+    def _can_bound(self) -> bool:
+        return self._eval_func is None and self._metrics.can_bound
+
+    @property
     def fp32_in_shards(self) -> bool:
         """Whether ``survey_fp32`` in shards gives, bit for bit, the score that one pass over all batches gives.
 
         That is where every metric is a function of exact sums over the samples.
         """
-        return self._can_bound and all(form.rounding == 0 for form in self._forms)
+        return self._can_bound and all(form.rounding == 0 for form in self._metrics.forms)
 
     def survey_fp32(self, model: RunnableModel, shard: int, shards: int, watch: Watch | None = None) -> Survey:
         """What the fp32 model says of the batches whose index is ``shard`` modulo ``shards``.
 
         All batches are read, and kept where they fit: every trial will need them.
         """
-        survey = self._empty_survey()
+        survey = self._metrics.survey()
         self._survey(survey, self._begin(model, watch=watch), shard, shards)
         return survey
 
@@ -207,12 +187,12 @@ class Evaluator:
         """
         if not surveys and not (in_order and self._can_bound):
             return self.score(model, parameters, watch=watch)
-        survey = self._empty_survey()
+        survey = self._metrics.survey()
         if surveys:
             for blob in surveys:
                 survey.join(blob)
             results, samples = survey.results(), sum(survey.sizes)
-            value = self._combined(list(results.values()))
+            value = self._metrics.combined(list(results.values()))
             score = Score(value, results, samples, True, survey.evaluate_s, survey.inference_s, value, value)
         else:
             start, run = time.perf_counter(), self._begin(model, watch=watch)
@@ -222,16 +202,13 @@ class Evaluator:
             self._order = self._found_order(survey, model)
         return score
 
-    def _empty_survey(self) -> Survey:
-        return Survey(self._forms, [self._directions[form.name] for form in self._forms])
-
     def _survey(self, survey: Survey, run: _Pass, shard: int = 0, shards: int = 1) -> None:
         start = time.perf_counter()
         for batch in self._batches:
             survey.see(batch)
             if batch.index % shards == shard:
                 self._step(run, batch)
-                survey.take(batch.index, self._outcomes(run), self._margins(run))
+                survey.take(batch.index, self._metrics.outcomes(), self._metrics.margins())
         survey.evaluate_s, survey.inference_s = time.perf_counter() - start, run.inference_s
 
     def _found_order(self, survey: Survey, model: RunnableModel) -> SampleOrder | None:
@@ -248,7 +225,7 @@ class Evaluator:
         self._step(check, next(self._batches.ordered(order.rows, [middle])))
         end = sum(survey.sizes[: middle + 1])
         rows = order.rows[end - survey.sizes[middle] : end]
-        agrees = survey.agrees(rows, self._outcomes(check), self._margins(check))
+        agrees = survey.agrees(rows, self._metrics.outcomes(), self._metrics.margins())
         return order if agrees else None
 
     @property
@@ -284,8 +261,6 @@ class Evaluator:
             score = self._score_by_function(self._eval_func, model, start, parameters or {}, watch)
             met = _met(demand, score.metrics, score.value) if demand and demand.targets else None
             return replace(score, verdict=met)
-        if self.needs_reference and self._reference is None:
-            raise DataError("a metric has compare_label: false, but the fp32 model was not set as the reference")
         order = None if own_batches else self._order
         demand = demand or Demand()
         looked = None
@@ -312,11 +287,11 @@ class Evaluator:
         if self._order is None:
             return self.score(model, demand=demand), None
         start = time.perf_counter()
-        survey = self._empty_survey()
+        survey = self._metrics.survey()
         run = self._begin(model, self._order)
         for batch in self._batches.ordered(self._order.rows, range(len(self._batches.sizes))):
             self._step(run, batch)
-            survey.take(batch.index, self._outcomes(run), self._margins(run))
+            survey.take(batch.index, self._metrics.outcomes(), self._metrics.margins())
         score = self._complete(run, demand, start)
         return replace(score, graded=score.value), survey.decisive(self._order.rows, self._batches.sizes[0])
 
@@ -325,34 +300,33 @@ class Evaluator:
     ) -> tuple[Score, bool]:
         """The score on the decisive samples, and whether the model promises to meet what is demanded."""
         start = time.perf_counter()
-        graded = DecisiveScore(
-            self._forms, decisive, order.totals, self._combined, self._directions[self._forms[0].name]
-        )
-        bounds = VerdictBounds(self._forms, order.totals, self._combined, demand)
+        metrics = self._metrics
+        higher_is_better = metrics.directions[metrics.forms[0].name]
+        graded = DecisiveScore(metrics.forms, decisive, order.totals, metrics.combined, higher_is_better)
+        bounds = VerdictBounds(metrics.forms, order.totals, self._metrics.combined, demand)
         run = replace(self._begin(model), partition=decisive.chosen)
         self._prepare(run, self._batches.of(decisive.rows, decisive.batch_size))
         for batch in self._batches.of(decisive.rows, decisive.batch_size):
             self._step(run, batch)
-            bounds.take(self._outcomes(run))
-            graded.take(self._outcomes(run), self._margins(run))
+            bounds.take(self._metrics.outcomes())
+            graded.take(self._metrics.outcomes(), self._metrics.margins())
         score = _ended(run, bounds, time.perf_counter() - start)
         return replace(score, graded=graded.value), _met(demand, graded.metrics, graded.accuracy)
 
     def _score_in_order(self, run: _Pass, order: SampleOrder, demand: Demand, start: float) -> Score:
-        bounds = VerdictBounds(self._forms, order.totals, self._combined, demand)
+        bounds = VerdictBounds(self._metrics.forms, order.totals, self._metrics.combined, demand)
         every = range(len(self._batches.sizes))
         if demand.accuracy == "exact":
             self._prepare(run, self._batches.ordered(order.rows, every))
         for batch in self._batches.ordered(order.rows, every):
             self._step(run, batch)
-            bounds.take(self._outcomes(run))
+            bounds.take(self._metrics.outcomes())
             if run.samples < len(order.parts) and bounds.settled:
                 return _ended(run, bounds, time.perf_counter() - start)
         return self._complete(run, demand, start)
 
     def _begin(self, model: RunnableModel, order: SampleOrder | None = None, watch: Watch | None = None) -> _Pass:
-        for metric in self._metrics.values():
-            metric.reset()
+        self._metrics.reset()
         return _Pass(model, b"" if order is None else order.parts, watch)
 
     def _prepare(self, run: _Pass, batches: Iterable[Prepared]) -> None:
@@ -384,29 +358,15 @@ class Evaluator:
         run.samples += batch.size
         if run.watch is not None:
             run.watch.take(batch.feed, raw)
-        run.last = outputs, labels = self._postprocessed(raw, batch.labels)
-        for name, metric in self._metrics.items():
-            with guard(metric, f"metric {name!r}"):
-                metric.update(outputs, labels if metric.compare_label else self._reference_of(batch.index))
-
-    def _outcomes(self, run: _Pass) -> list[Outcomes]:
-        """Outcomes of the batch that was run last, by metric."""
-        return [form.read(*run.last) for form in self._forms]
-
-    def _margins(self, run: _Pass) -> list[Margins]:
-        """Margins of the batch that was run last, by metric."""
-        return [form.margins(*run.last) for form in self._forms]
+        self._metrics.take(batch.index, raw, batch.labels)
 
     def _complete(self, run: _Pass, demand: Demand, start: float) -> Score:
         """The score after every batch was seen."""
-        results: dict[str, float] = {}
-        for name, metric in self._metrics.items():
-            with guard(metric, f"metric {name!r}"):
-                results[name] = as_number(metric.result(), f"metric {name!r}: result()")
-        value = self._combined(list(results.values()))
+        results = self._metrics.results()
+        value = self._metrics.combined(list(results.values()))
         verdict = _met(demand, results, value) if demand.targets else None
         if self._names:
-            value, results = self._named(value, results, "the evaluation")
+            value, results = by_names(self._names, value, results, "the evaluation")
         seconds = time.perf_counter() - start
         return Score(value, results, run.samples, True, seconds, run.inference_s, value, value, verdict)
 
@@ -424,38 +384,12 @@ class Evaluator:
         results: dict[str, float] = {}
         if self._names and isinstance(returned, Mapping):
             results = {str(key): as_number(item, f"{self._eval_name}: {key}") for key, item in returned.items()}
-            value, results = self._named(None, results, self._eval_name)
+            value, results = by_names(self._names, None, results, self._eval_name)
         else:
             value = as_number(returned, self._eval_name)
             if self._names:
-                value, results = self._named(value, {}, self._eval_name)
+                value, results = by_names(self._names, value, {}, self._eval_name)
         return Score(value, results, 0, True, time.perf_counter() - start, callable_model.seconds, value, value)
-
-    def _named(self, value: float | None, results: Mapping[str, float], what: str) -> tuple[float, dict[str, float]]:
-        """The accuracy and the metrics, by the names that ``tuning.metrics`` gives them.
-
-        Where one metric is asked for and one number is there, that is it, whatever it is called.
-        """
-        found = dict(results)
-        missing = [name for name in self._names if name not in found]
-        if value is not None and len(missing) == 1 and len(found) <= 1:
-            found[missing.pop()] = value
-        if missing:
-            given = ", ".join(sorted(found)) or "one number"
-            raise UsageError(f"tuning.metrics asks for {', '.join(missing)}, and {what} gives {given}")
-        return found[self._names[0]], found
-
-    def _combined(self, values: Sequence[float]) -> float:
-        """The accuracy from the metrics' values."""
-        return values[0] if self._weights is None else float(np.average(values, weights=self._weights))
-
-    def _postprocessed(self, raw: Sequence[Any], labels: Labels) -> tuple[Any, Any]:
-        if len(raw) != len(self._outputs):
-            raise DataError(f"the model gave {len(raw)} outputs where it has {len(self._outputs)}: {self._outputs}")
-        return self._postprocess((raw[0] if len(raw) == 1 else list(raw), labels))
-
-    def _reference_of(self, index: int) -> Any:
-        return None if self._reference is None else self._reference[index]
 
 
 @dataclass
@@ -465,7 +399,6 @@ class _Pass:
     Attributes:
         partition: Names the partition of the samples into batches; empty for the user's own.
         watch: Is shown what the model is given and answers.
-        last: Outputs and labels of the last batch, after postprocessing.
     """
 
     model: RunnableModel
@@ -473,7 +406,6 @@ class _Pass:
     watch: Watch | None = None
     samples: int = 0
     inference_s: float = 0.0
-    last: tuple[Any, Any] = (None, None)
 
 
 def _ended(run: _Pass, bounds: VerdictBounds, seconds: float) -> Score:
