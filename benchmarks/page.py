@@ -118,7 +118,8 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
         ]
         parts += [
             f"Two real ranks against one, next to what two processes that only infer get done against one on this "
-            f"machine at that time: {real['over_floor']:.2f} of it (ranking stage "
+            f"machine at that time: {real['over_floor']:.2f} of it, {real['without_latency_over_floor']:.2f} without "
+            "the latency measurement, in which all but one hold still (ranking stage "
             f"{real['ranking_over_floor']:.2f}; goal {real['goal']}).",
             _table(("run", "ranking stage", "two processes"), rows),
         ]

@@ -36,13 +36,19 @@ class SpaceBuilt:
 
 @dataclass(frozen=True)
 class BaselineKnown:
-    """The fp32 model was scored."""
+    """The fp32 model was scored.
+
+    Attributes:
+        seconds: What it took, all ranks' together.
+        ranks: How many scored it.
+    """
 
     accuracy: float
     target: float
     higher_is_better: bool
     samples: int
     seconds: float
+    ranks: int = 1
 
 
 @dataclass(frozen=True)

@@ -243,6 +243,7 @@ class Tuner:
                 self._job.criterion.higher_is_better,
                 self._baseline.samples,
                 seconds,
+                shards,
             )
         )
 

@@ -116,8 +116,9 @@ def baseline_sentence(event: events.BaselineKnown) -> str:
     """The fp32 model's accuracy and the target."""
     side = "at least" if event.higher_is_better else "at most"
     samples = f" on {event.samples} samples" if event.samples else ""  # a function of the user's does not tell
+    together = f" of {event.ranks} ranks together" if event.ranks > 1 else ""
     return (
-        f"fp32 accuracy {event.accuracy:.4f}{samples} in {duration(event.seconds)}; "
+        f"fp32 accuracy {event.accuracy:.4f}{samples} in {duration(event.seconds)}{together}; "
         f"the target is {side} {event.target:.4f}"
     )
 
