@@ -40,11 +40,10 @@ def json_schema(known: KnownNames) -> dict[str, Any]:
         "additionalProperties": False,
     }
     sections.pop("ComponentSpec", None)
-    # In the file the metrics stand beside their weights, by name.
     sections["MultiMetrics"] = {
         "type": "object",
         "description": sections["MultiMetrics"]["description"],
-        "properties": {key: sections["MultiMetrics"]["properties"][key] for key in ("weight", "higher_is_better")},
+        "properties": _beside_metrics(sections),
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -56,7 +55,16 @@ def json_schema(known: KnownNames) -> dict[str, Any]:
 def key_table() -> Iterator[tuple[str, str, str, str]]:
     """``(key, kind, default, meaning)`` of every key, in the order of the sections, without those that do nothing."""
     schema = _tidied(Configuration.model_json_schema())
-    yield from _keys(schema, schema["$defs"], "")
+    sections = schema["$defs"]
+    metric = {"type": "object", "description": "A metric under its name, with its arguments; one key for each."}
+    sections["MultiMetrics"]["properties"] = {"<metric>": metric, **_beside_metrics(sections)}
+    yield from _keys(schema, sections, "")
+
+
+def _beside_metrics(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """In the file several metrics stand by their names beside these keys."""
+    properties = sections["MultiMetrics"]["properties"]
+    return {key: properties[key] for key in ("weight", "higher_is_better")}
 
 
 def _keys(section: Mapping[str, Any], sections: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
