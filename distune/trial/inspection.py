@@ -29,7 +29,7 @@ def inspect(
     evaluation: DataSource | None,
     calibration: DataSource | None,
     threads: int,
-    fp32_in_shards: bool,
+    fp32_in_shards: bool = False,
 ) -> Inspection:
     """Facts of model and data, after one batch of each data source went through fp32 and the metrics.
 
