@@ -119,14 +119,16 @@ class SimulatedTransport(Transport):
 
     def poll(self, timeout: float) -> Sequence[Event]:
         end = self._now + timeout
-        while self._agenda and self._agenda[0][0] <= end:
+        events: list[Event] = []
+        while self._agenda and self._agenda[0][0] <= (self._now if events else end):
             when, _, happen = heapq.heappop(self._agenda)
             self._now = max(self._now, when)
             event = happen()
             if event is not None:
-                return [event]
-        self._now = max(self._now, end)
-        return []
+                events.append(event)  # and whatever else happens at the same moment
+        if not events:
+            self._now = max(self._now, end)
+        return events
 
     def now(self) -> float:
         return self._now

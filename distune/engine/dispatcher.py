@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import TypeVar
 
-from distune.distributed.transport import Event, ResultArrived, Transport, WorkerInfo, WorkerLost
+from distune.distributed.transport import Event, Transport, WorkerInfo
 from distune.engine.quarantine import Quarantine, Quarantined
 from distune.engine.scheduler import Cancel, Done, Instruction, Resume, Scheduler, Send, Suspend, Task
 from distune.errors import TransportError
@@ -297,14 +297,13 @@ class Dispatcher:
         if not self._scheduler.workers:
             raise TransportError("no worker is left; run the same command again to resume")
         events = self._transport.poll(timeout)
-        done: list[Done] = []
+        if not events:
+            return
+        instructions = self._scheduler.on_events(*events)
+        self._carry_out(instructions)
         for event in events:
-            instructions = self._scheduler.on_event(event)
-            done += [instruction for instruction in instructions if isinstance(instruction, Done)]
-            self._carry_out(instructions)
-            if isinstance(event, WorkerLost | ResultArrived):
-                self._on_event(event)
-        self._settle(done)
+            self._on_event(event)
+        self._settle([instruction for instruction in instructions if isinstance(instruction, Done)])
 
     def _settle(self, done: Sequence[Done]) -> None:
         """Journal what was done, in one commit, and only then hand it out."""

@@ -176,13 +176,18 @@ class Scheduler:
         """Have every worker give up what it is doing; each task still ends in one ``Done``."""
         return [Cancel(rank, task.id) for rank, task in self.busy.items()]
 
-    def on_event(self, event: Event) -> list[Instruction]:
-        """What follows from an event of the transport."""
-        if isinstance(event, ResultArrived):
-            return self._on_result(event.result)
-        return self._on_lost(event)
+    def on_events(self, *events: Event) -> list[Instruction]:
+        """What follows from events of the transport that were found together.
 
-    def _on_result(self, result: Result) -> list[Instruction]:
+        All are taken in before anything goes out: a node that dies takes several workers at once, and none of them is
+        to get what another one leaves behind.
+        """
+        out: list[Instruction] = []
+        for event in events:
+            out += self._on_result(event.result) if isinstance(event, ResultArrived) else self._on_lost(event)
+        return [*out, *self._close_windows(), *self._dispatch()]
+
+    def _on_result(self, result: Result) -> list[Done]:
         worker = self._workers.get(result.rank)
         task = worker.task if worker is not None else None
         if worker is None or task is None or task.id != result.request_id or result.run != self._run:
@@ -191,15 +196,13 @@ class Scheduler:
             return []
         worker.task = None
         insort(self._free, result.rank)
-        out: list[Instruction] = []
         strikes = isinstance(result.body, Failure) and result.body.kind in STRIKING
         if strikes:
             self._strikes[task.id] = self._strikes.get(task.id, 0) + 1
         if strikes and self._strikes[task.id] < STRIKES:
             self._enqueue(task)
-        else:
-            out.append(Done(task, result))
-        return [*out, *self._close_windows(), *self._dispatch()]
+            return []
+        return [Done(task, result)]
 
     def _on_lost(self, event: WorkerLost) -> list[Instruction]:
         worker = self._workers.pop(event.rank, None)
@@ -220,7 +223,7 @@ class Scheduler:
         if not self._ranks_of(worker.info.host) and self._quiet.pop(worker.info.host, None) is not None:
             self._held.pop(worker.info.host, None)
             out.append(Release(worker.info.host))
-        return [*out, *self._close_windows(), *self._dispatch()]
+        return out
 
     def _failed(self, task: Task, rank: int, reason: str) -> Done:
         body = Failure("lost", f"worker {rank} was lost: {reason}")

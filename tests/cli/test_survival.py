@@ -80,7 +80,8 @@ def test_what_is_killed_in_mid_run_changes_no_decision(tmp_path: Path, alone: Pa
         for victim in victims:
             victim.kill()
         open_gate(job)
-        assert process.wait(timeout=200) == 0
+        told = process.communicate(timeout=200)[1]
+        assert process.returncode == 0, told
         assert psutil.wait_procs([*ranks.values(), *children], timeout=10)[1] == [], "nothing outlives it"
     assert_same(alone, job.workspace)
     assert job.result().lost_ranks == numbers

@@ -29,7 +29,7 @@ def sends(instructions: list[Instruction]) -> dict[int, int]:
 
 
 def answer(scheduler: Scheduler, rank: int, number: int, attempt: int = 1, body: object = ANSWER) -> list[Instruction]:
-    return scheduler.on_event(ResultArrived(Result(number, attempt, rank, body)))  # type: ignore[arg-type]
+    return scheduler.on_events(ResultArrived(Result(number, attempt, rank, body)))  # type: ignore[arg-type]
 
 
 def test_tasks_go_out_by_priority_then_in_order() -> None:
@@ -70,7 +70,7 @@ def test_a_crashed_child_costs_a_strike_and_two_end_the_task() -> None:
 def test_a_lost_worker_is_no_strike_and_its_task_is_handed_out_again() -> None:
     scheduler = Scheduler(workers("ab"))
     scheduler.submit(task(1))
-    again = scheduler.on_event(WorkerLost(0, "killed"))
+    again = scheduler.on_events(WorkerLost(0, "killed"))
     assert sends(again) == {1: 1}
     assert [w.rank for w in scheduler.workers] == [1]
 
@@ -154,7 +154,7 @@ def test_neighbours_go_on_when_the_measurement_fails_or_its_worker_is_lost() -> 
     assert (sends(again), [i for i in again if isinstance(i, Resume | Suspend)]) == ({1: 2}, []), "still held"
     assert [i.rank for i in answer(scheduler, 1, 2, 2, crash) if isinstance(i, Resume)] == [0]
     scheduler.submit(task(3, exclusive=True))
-    assert [i.rank for i in scheduler.on_event(WorkerLost(1, "killed")) if isinstance(i, Resume)] == [0]
+    assert [i.rank for i in scheduler.on_events(WorkerLost(1, "killed")) if isinstance(i, Resume)] == [0]
 
 
 def test_a_worker_that_answered_before_it_was_held_goes_on_when_the_measurement_comes_to_it() -> None:
@@ -162,7 +162,7 @@ def test_a_worker_that_answered_before_it_was_held_goes_on_when_the_measurement_
     scheduler.submit(task(1))
     scheduler.submit(task(2, exclusive=True))
     answer(scheduler, 0, 1)
-    moved = [i for i in scheduler.on_event(WorkerLost(1, "killed")) if isinstance(i, Resume | Send)]
+    moved = [i for i in scheduler.on_events(WorkerLost(1, "killed")) if isinstance(i, Resume | Send)]
     assert [(type(i), i.rank) for i in moved] == [(Resume, 0), (Send, 0)]
 
 
@@ -192,13 +192,13 @@ def test_every_task_has_exactly_one_outcome_whatever_happens(hosts: str, exclusi
         number, attempt = running.pop(rank)
         fate = chance.random()
         if fate < 0.15 and len(scheduler.workers) > 1:
-            take(scheduler.on_event(WorkerLost(rank, "chaos")))
+            take(scheduler.on_events(WorkerLost(rank, "chaos")))
             continue
         quiet = [r for r in running if hosts[r] == hosts[rank]] if exclusive[number - 1] else []
         assert not quiet, "nobody else on the host works while latency is measured"
         body = Failure("crash", "chaos") if fate > 0.85 else ANSWER
         event = ResultArrived(Result(number, attempt, rank, body))
-        take(scheduler.on_event(event))
+        take(scheduler.on_events(event))
         if chance.random() < 0.2 and rank not in running:
-            assert not any(isinstance(i, Done) for i in scheduler.on_event(event))
+            assert not any(isinstance(i, Done) for i in scheduler.on_events(event))
     assert sorted(done) == list(range(1, len(exclusive) + 1))

@@ -83,7 +83,7 @@ class Fates(RuleBasedStateMachine):
     @precondition(lambda self: self.seen)
     def answers_again(self, pick: int) -> None:
         before = dict(self.running)
-        self.take(self.scheduler.on_event(self.seen[pick % len(self.seen)]))
+        self.take(self.scheduler.on_events(self.seen[pick % len(self.seen)]))
         assert self.running == before, "a doubled answer changes nothing"
 
     @rule(pick=st.integers(0, 99), wrong=st.sampled_from(("run", "attempt", "rank", "id")))
@@ -100,7 +100,7 @@ class Fates(RuleBasedStateMachine):
                 "" if wrong == "run" else RUN,
             )
         )
-        assert self.scheduler.on_event(event) == []
+        assert self.scheduler.on_events(event) == []
 
     @rule(pick=st.integers(0, 99))
     @precondition(lambda self: set(self.running) & self.held)
@@ -115,8 +115,18 @@ class Fates(RuleBasedStateMachine):
         rank = ranks[pick % len(ranks)]
         self.running.pop(rank, None)
         self.held.discard(rank)
-        self.take(self.scheduler.on_event(WorkerLost(rank, "killed")))
-        assert self.scheduler.on_event(WorkerLost(rank, "killed")) == []
+        self.take(self.scheduler.on_events(WorkerLost(rank, "killed")))
+        assert self.scheduler.on_events(WorkerLost(rank, "killed")) == []
+
+    @rule(picks=st.sets(st.integers(0, 4), min_size=2, max_size=4))
+    @precondition(lambda self: len(self.scheduler.workers) > 2)
+    def are_lost_together(self, picks: set[int]) -> None:
+        ranks = [worker.rank for worker in self.scheduler.workers]
+        gone = sorted({ranks[pick % len(ranks)] for pick in picks})[: len(ranks) - 1]
+        for rank in gone:
+            self.running.pop(rank, None)
+            self.held.discard(rank)
+        self.take(self.scheduler.on_events(*(WorkerLost(rank, "killed") for rank in gone)))
 
     @rule(pick=st.integers(0, len(CONFIGS) - 1))
     def is_to_be_timed(self, pick: int) -> None:
@@ -172,7 +182,7 @@ class Fates(RuleBasedStateMachine):
             self.strikes[request.id] = self.strikes.get(request.id, 0) + 1
         event = ResultArrived(Result(request.id, request.attempt, rank, body, RUN))
         self.seen.append(event)
-        self.take(self.scheduler.on_event(event))
+        self.take(self.scheduler.on_events(event))
 
     def ask(self) -> None:
         for candidate in self.stage.want(2 * len(self.scheduler.workers)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distune.backends.statistics import CalibrationStatistics
@@ -99,6 +99,18 @@ def test_a_worker_that_is_lost_changes_no_decision(lost: dict[int, float]) -> No
     assert set(left.outcome.lost_ranks) <= died
     for rank in left.outcome.lost_ranks:
         assert any(warning.startswith(f"rank {rank} on simulated: worker lost") for warning in left.outcome.warnings)
+
+
+@settings(max_examples=25, deadline=None)
+@given(ranks=st.sets(st.integers(1, 11), min_size=2), when=st.floats(0.0, 40.0) | st.integers(0, 40).map(float))
+@example(ranks=set(range(1, 12)), when=10.5)  # some of them work, the others do not
+def test_a_node_that_is_lost_with_several_workers_at_once_changes_no_decision(ranks: set[int], when: float) -> None:
+    uneven = Model(HARD, seconds=lambda rank, request: 1.0 + (rank * 7 + request.id) % 5)
+    with tempfile.TemporaryDirectory() as folder:
+        alone = tune(Path(folder, "1"), Model(HARD))
+        left = tune(Path(folder, "n"), uneven, workers=12, faults=Faults(lost=dict.fromkeys(ranks, when)))
+    assert same(alone, left) == []
+    assert set(left.outcome.lost_ranks) in (ranks, set())
 
 
 # ------------------------------------------------------------------------------------------------------------- endings
