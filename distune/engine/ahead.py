@@ -81,6 +81,8 @@ class RunAhead:
 
     def _begin(self, stage: Stage | ProbeStage) -> int:
         """Begin with a stage that will probably come; gives the ranks that idle still."""
+        if isinstance(stage, ProbeStage) and not all(map(self._calibrator.ready, stage.configs)):
+            return self._dispatcher.idle
         for body in shards(stage) if isinstance(stage, ProbeStage) else self._requests(stage):
             if self._dispatcher.idle <= 0:
                 break

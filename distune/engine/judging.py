@@ -187,13 +187,20 @@ class Judging:
             candidate = tasks.pop(task_id)
             trial = self._trial(run.stage, candidate, outcome)
             if self._confirmations.needs(task_id, trial):
-                second = self._confirmations.request(self._request(candidate.config, run.stage))
-                again = self._dispatcher.submit(second)
-                self._confirmations.begin(again, trial)
+                again = self._confirm(trial, run.stage)
                 tasks[again] = candidate
                 open_ids.append(again)
             else:
                 run.take(self._confirmations.settle(task_id, trial))
+
+    def _confirm(self, trial: Trial, stage: Stage) -> int:
+        """Have ``trial`` judged as it is deployed; gives the task."""
+        body = self._confirmations.request(self._request(trial.config, stage))
+        if not self._dispatcher.knows(body):  # the journal may hold the first answer alone
+            self._calibrator.ensure(trial.config)
+        task = self._dispatcher.submit(body)
+        self._confirmations.begin(task, trial)
+        return task
 
     def _take_decisions(self, run: StageRun, total: int | None) -> bool:
         """Take the decisions that can be taken now; says whether there were any."""
@@ -440,9 +447,7 @@ class Judging:
             candidate = Candidate(trial.config, trial.label)
             again = self._trial(stage, candidate, outcome)
             if self._confirmations.needs(task, again):
-                request = self._confirmations.request(self._request(trial.config, stage))
-                second = self._dispatcher.submit(request)
-                self._confirmations.begin(second, again)
+                second = self._confirm(again, stage)
                 (confirmed,) = self._dispatcher.wait([second])
                 again = self._confirmations.settle(second, self._trial(stage, candidate, confirmed))
             self._book.update(completed(trial, again))
@@ -465,7 +470,8 @@ class Judging:
     def _probe(self, stage: ProbeStage) -> ProbeResult:
         self._listener.on(events.StageStarted(stage.name, None, self._book.remaining))
         start = self._dispatcher.now()
-        self._calibrator.ensure(stage.config)
+        for config in stage.configs:
+            self._calibrator.ensure(config)
         tasks = [self._run_ahead.submit(body) for body in shards(stage)]
         answers: list[ProbeAnswer] = []
         for outcome in self._dispatcher.wait_until(self._out_of_time, tasks):

@@ -14,6 +14,8 @@ _PROBED_TOGETHER = 4
 def shards(stage: ProbeStage) -> list[Probe]:
     """The requests of a probe."""
     args = {**stage.args, "batches": stage.batches}
+    if stage.quantized is not None:
+        args["quantized"] = stage.quantized.to_json()
     if stage.split == "batches":
         return [
             Probe(stage.kind, stage.config, stage.ops, args, shard, stage.batches) for shard in range(stage.batches)

@@ -128,7 +128,8 @@ def sensitivity_probe(
         # The probe quantizes ops of this config, so it keeps the sampling size that it would not need itself.
         replace(plain, sampling_size=base.sampling_size),
         tuple(groups),
-        {"direction": "revert", "quantized": base.to_json()},
+        base,
+        {"direction": "revert"},
         split="ops",
         batches=batches,
     )

@@ -90,13 +90,17 @@ class MSE_V2TuneStrategy(TuneStrategy):
             return groups[0]
         wanted = set(groups)
         ordered = [group for group in self.space.groups if group in wanted]
-        args: dict[str, Any] = {"direction": direction}
-        if direction == "revert":
-            args["quantized"] = base.to_json()
         batches = whole_number(self.context.kwargs, "confidence_batches", 2)
         name = "impact of each fallback" if direction == "fallback" else "impact of each revert"
         probe: ProbeResult = yield ProbeStage(
-            name, "op_sensitivity", config, tuple(ordered), args, split="ops", batches=batches
+            name,
+            "op_sensitivity",
+            config,
+            tuple(ordered),
+            base if direction == "revert" else None,
+            {"direction": direction},
+            split="ops",
+            batches=batches,
         )
         if not probe.scores and not probe.finished:
             self.context.tell(f"mse_v2: no op could be scored for {direction}, so graph order is kept")

@@ -135,6 +135,7 @@ class ProbeStage:
         kind: As in ``messages.Probe``.
         config: The tuning config that it is about.
         ops: Ops (groups) to score; they are split over the workers.
+        quantized: Where ops of ``config`` that are fp32 there are to be quantized as in another one: that one.
         args: Further arguments of the kind.
         split: Whether the work is divided by ``ops`` or by ``batches``. The scores are the same either way and for
             any number of workers: batches are always averaged in their order.
@@ -145,9 +146,15 @@ class ProbeStage:
     kind: str
     config: TuningConfig
     ops: tuple[str, ...] = ()
+    quantized: TuningConfig | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     split: Literal["ops", "batches"] = "ops"
     batches: int = 2
+
+    @property
+    def configs(self) -> tuple[TuningConfig, ...]:
+        """The configs whose statistics it needs."""
+        return (self.config,) if self.quantized is None else (self.config, self.quantized)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from distune.space.op_config import TuningConfig
 from distune.trial.messages import (
     Accuracy,
     Baseline,
+    Broadcast,
     Calibrate,
     Export,
     Exported,
@@ -31,8 +32,10 @@ from distune.trial.messages import (
     Inspection,
     Judge,
     Latency,
+    LoadStatistics,
     MeasureFootprint,
     MeasureLatency,
+    Probe,
     ProbeAnswer,
     Request,
     ResultBody,
@@ -187,7 +190,19 @@ def tune(
     Args:
         interrupt_at: The judging (of this start) at which somebody asks the run to stop.
     """
-    transport = SimulatedTransport(model.answer, workers, faults)
+    loaded: dict[int, dict[int, bool]] = {}
+
+    def hear(rank: int, broadcast: Broadcast) -> None:
+        if isinstance(broadcast, LoadStatistics):
+            loaded.setdefault(rank, {})[broadcast.sampling_size] = CalibrationStatistics.from_bytes(
+                broadcast.blob
+            ).histograms
+
+    def answer(rank: int, request: Request) -> tuple[ResultBody, float]:
+        _need(request.body, loaded.get(rank, {}))
+        return model.answer(rank, request)
+
+    transport = SimulatedTransport(answer, workers, faults, hear)
     already = len(model.judged)
     with Workspace.open(path) as workspace:
         tuner = Tuner(tuning or job(), transport, workspace)
@@ -201,6 +216,19 @@ def tune(
         seconds = transport.now()
         transport.close(outcome.exit_code)
         return Run(outcome, read_records(workspace.journal), model, seconds)
+
+
+def _need(body: Any, loaded: Mapping[int, bool]) -> None:
+    """A real worker cannot make a model of statistics that it has not got."""
+    config: TuningConfig | None = getattr(body, "config", None)
+    if config is None or not config.sampling_size:
+        return
+    assert config.sampling_size in loaded, f"{body}: the worker has no statistics"
+    others = (
+        [TuningConfig.from_json(body.args["quantized"])] if isinstance(body, Probe) and "quantized" in body.args else []
+    )
+    for needed in (config, *others):
+        assert loaded[config.sampling_size] or not needed.needs_histograms, f"{body}: values were not counted"
 
 
 def policy(timeout: float = 0.0, max_trials: int = 100, performance_only: bool = False) -> ExitPolicy:

@@ -149,3 +149,24 @@ def test_damaged_statistics_are_collected_again(tmp_path: Path, left: int) -> No
     whole = [path for path, content in kept.items() if path.read_bytes() == content]
     assert len(whole) == len(collected) > 0  # of those that the rest of the run needs
     assert again.outcome.outcome == first.outcome.outcome
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("strategy", ["basic", "mse", "mse_v2", "exhaustive", "random", "tpe", "knapsack"])
+def test_wherever_a_journal_ends_the_workers_get_the_statistics_for_the_rest(
+    tmp_path: Path, strategy: str, workers: int
+) -> None:
+    rules = (
+        Constraint("model", activation={"algorithm": ["minmax"]}),
+        Constraint("op", "conv0", activation={"algorithm": ["percentile"]}),
+    )
+    tuning = job(strategy=StrategySpec(strategy), constraints=rules, exit_policy=policy(max_trials=6))
+    first = tune(tmp_path, Model(COST), tuning)
+    journal = tmp_path / "journal.jsonl"
+    kept = journal.read_text().splitlines(keepends=True)
+    for end in range(len(kept) - 1, 0, -1):
+        journal.write_text("".join(kept[:end]))
+        for path in tmp_path.rglob("statistics-*.bin"):
+            path.unlink()
+        again = tune(tmp_path, Model(COST), tuning, workers=workers)
+        assert same_decisions(first.records, again.records) == []

@@ -78,7 +78,8 @@ class AdditiveModel:
             return {g: sum(self.cost.get(op, self.default_cost) for op in space.groups[g]) for g in stage.ops}
         if stage.args["direction"] == "fallback":
             return {group: self.error(space.fallback(stage.config, [group])) for group in stage.ops}
-        quantized = TuningConfig.from_json(stage.args["quantized"]).by_name
+        assert stage.quantized is not None
+        quantized = stage.quantized.by_name
         return {
             group: self.error(stage.config.with_ops({name: quantized[name] for name in space.groups[group]}))
             for group in stage.ops
