@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import psutil
+from host import host
 
 from distune.config.job import ModelSpec, TuningJob
 from distune.distributed import mpi
@@ -38,6 +39,7 @@ def main() -> None:
     if launched_by_mpi():
         _rank(arguments.seconds)
         return
+    before = host()
     launcher = find_mpirun()
     command = [sys.executable, __file__, "--seconds", str(arguments.seconds)]
     done = subprocess.run(
@@ -57,8 +59,8 @@ def main() -> None:
     if arguments.json:
         figures = {
             "benchmark": "idle_ranks",
+            "host": before,
             "mpi": launcher.version,
-            "cores": psutil.cpu_count(),
             "seconds": arguments.seconds,
             "percent_of_a_core": [{"rank": own, "child": child} for own, child in percent],
             "worst": worst,

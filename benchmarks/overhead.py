@@ -30,6 +30,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from host import host
+
 if TYPE_CHECKING:
     from distune.backends.base import Feed
     from distune.config.job import TuningJob
@@ -107,7 +109,9 @@ def main() -> int:
         measured = measure(given.config.resolve(), given.set, Path(folder), given.passes)
     print(table(measured))
     if given.json is not None:
-        given.json.write_text(json.dumps({"benchmark": "overhead", **asdict(measured)}, indent=2) + "\n")
+        given.json.write_text(
+            json.dumps({"benchmark": "overhead", "host": host(), **asdict(measured)}, indent=2) + "\n"
+        )
     return 0 if measured.ratio <= GOAL and measured.needed_ratio <= NEEDED_GOAL else 1
 
 
@@ -134,6 +138,7 @@ class Split:
 
 def _split_all(names: Sequence[str], rows: int, count: int, json_path: Path | None) -> int:
     found = []
+    before = host()
     print(
         f"{'ms of a trial':<14}{'graph (first)':>14}{'graph':>8}{'session':>9}{'scoring':>9}{'inference':>11}"
         "  not inference"
@@ -146,7 +151,7 @@ def _split_all(names: Sequence[str], rows: int, count: int, json_path: Path | No
             flush=True,
         )
     if json_path is not None:
-        content = {"benchmark": "trials", "rows": rows, "trials": [asdict(each) for each in found]}
+        content = {"benchmark": "trials", "host": before, "rows": rows, "trials": [asdict(each) for each in found]}
         json_path.write_text(json.dumps(content, indent=2) + "\n")
     return int(any(each.overhead > TRIAL_GOAL for each in found))
 

@@ -26,9 +26,9 @@ def main() -> int:
     PLOTS.mkdir(parents=True, exist_ok=True)
     parts = [
         "# Benchmarks",
-        "Made by `python benchmarks/page.py` from `benchmarks/results/*.json`; each file names the script that wrote "
-        "it and the machine. Where other work shared the machine its load average says so: wall times are then worth "
-        "little, and ratios are made of processor seconds.",
+        "Made by `python benchmarks/page.py` from `benchmarks/results/*.json`. Each section names the script that "
+        "wrote its file, and the machine where time is measured. A load average above one says that other work shared "
+        "the machine: seconds are then worth little, and ratios, whose sides were measured in turns, are worth more.",
     ]
     for name, write in SECTIONS.items():
         path = RESULTS / f"{name}.json"
@@ -58,18 +58,21 @@ def _host(host: dict[str, Any]) -> str:
 
 def _peers(figures: dict[str, Any]) -> list[str]:
     packages = "; ".join(f"{peer}: {', '.join(pins)}" for peer, pins in figures["packages"].items())
+    judge = next(found["judge"] for found in figures["cases"].values())
     parts = [
         "## distune, INC 2.6 and NNCF",
         f"`python benchmarks/peers.py`. Same model, data, evaluation, criterion (relative 1%) and one core; all final "
-        f"models judged and timed by one script in one ONNX Runtime. Time is that to the accepted model, without "
-        f"start-up and without the latency interval that distune alone measures. The floor is fp32 once, the "
-        f"calibration data once and the accepted model once, pure inference, in processor seconds. Latency is against "
-        f"fp32, one thread. Environments: {packages}. {_host(figures['host'])}",
+        f"models judged and timed by one script in ONNX Runtime {judge}; the last column is the one that the tuner "
+        f"itself used. Seconds are those to the accepted model, without start-up and without the latency that distune "
+        f"alone measures; with it they are in the next column. The floor is fp32 once, the calibration data once and "
+        f"the accepted model once, pure inference, in processor seconds. b1 and b32: latency against fp32 at batch 1 "
+        f"and 32, one thread. In brackets is the accuracy of a model that only a session without the graph "
+        f"optimization WeightBiasQuantization keeps. Environments: {packages}. {_host(figures['host'])}",
     ]
-    head = ("tuner", "wall s", "CPU s", "CPU ÷ floor", "evaluations", "accuracy", "met", "int8 ops", "b1", "b32")
+    head = ("tuner", "wall s", "with latency", "CPU s", "CPU ÷ floor", "evaluations", "accuracy", "met", "int8 ops")
     for case, found in figures["cases"].items():
         rows = [_peer_row(tuner, row) for tuner, row in found["tuners"].items()]
-        parts += [f"### {case}, fp32 {found['fp32_accuracy']:.4f}", _table((*head, "ONNX Runtime"), rows)]
+        parts += [f"### {case}, fp32 {found['fp32_accuracy']:.4f}", _table((*head, "b1", "b32", "ONNX Runtime"), rows)]
     bars = [
         (f"{case}: {tuner}", row["processor_s"], COLOURS[("distune", "inc", "nncf").index(tuner.split()[0])])
         for case, found in figures["cases"].items()
@@ -83,17 +86,21 @@ def _peers(figures: dict[str, Any]) -> list[str]:
 
 def _peer_row(tuner: str, row: dict[str, Any]) -> tuple[str, ...]:
     wall, processor = f"{row['seconds']:.1f}", f"{row['processor_s']:.1f}" if "processor_s" in row else ""
+    whole = f"{row['seconds'] + row.get('apart', {}).get('latency', 0.0):.1f}"
     if row.get("stopped"):
-        return (tuner, wall, processor, "", "", "stopped", "", "", "", "", "")
+        return (tuner, wall, whole, processor, "", "", "stopped", "", "", "", "", "")
     if "accuracy" not in row:
-        return (tuner, wall, processor, "", f"{row.get('evaluations', 0):.1f}", "no model", "", "", "", "", "")
+        return (tuner, wall, whole, processor, "", f"{row.get('evaluations', 0):.1f}", "no model", "", "", "", "", "")
+    other = row["accuracy_without_weight_bias_quantization"]
+    elsewhere = f" ({other:.4f})" if abs(other - row["accuracy"]) > 0.005 else ""
     return (
         tuner,
         wall,
+        whole,
         processor,
         f"{row['over_floor']:.2f}",
         f"{row['evaluations']:.1f}",
-        f"{row['accuracy']:.4f}",
+        f"{row['accuracy']:.4f}{elsewhere}",
         "yes" if row["met"] else "no",
         str(row["ops_int8"]),
         f"{row['latency']['b1'][0]:.2f}",
@@ -128,14 +135,14 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
         parts.append(
             f"The engine and the strategies on simulated ranks, a model of {simulated['ops']} ops of which a quarter "
             f"must fall back, trials as long as recorded in the real run. Smaller models for `mse_v2` and the samplers "
-            f"that think, whose simulations take long. The serial part is the time on ranks without number. No "
-            f"schedule passes the limit: the number of ranks, and the time on one over the serial part. Amdahl's law "
-            f"takes the serial part as work that nothing runs beside; here it is the longest chain of trials, most of "
-            f"which have others beside them, so that speed-ups may be above it. A strategy saturates where twice as "
-            f"many ranks bring less than 10%. Of its own are the processor milliseconds that engine, strategy and "
-            f"simulator take a trial on this machine, no part of the simulated seconds; at {simulated['ops']} ops "
-            f"the samplers think longer. `sigopt` asks a service: it scales as `bayesian` with batches of its "
-            f"`parallel_bandwidth`."
+            f"that think, whose simulations take long. The serial part is the time left on any number of ranks. "
+            f"No schedule passes the limit: the number of ranks, or the time on one rank over the serial part. "
+            f"Amdahl's law takes the serial part as work that nothing runs beside; here it is the longest chain of "
+            f"trials, most of which have others beside them, so that speed-ups may be above it. A strategy saturates "
+            f"where twice as many ranks bring less than 10%. The ms of its own are processor time that engine, "
+            f"strategy and simulator take for a trial on this machine; the simulated seconds do not contain them, and "
+            f"at {simulated['ops']} ops the samplers would think longer. `sigopt` asks a service: it scales as "
+            f"`bayesian` with batches of its `parallel_bandwidth`."
         )
         forms = {"strategy": "", "ops": "", "trials": "", "stages": "", "widest": "", "own_ms": ".0f"}
         rows = [
@@ -154,8 +161,8 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
             _table((*head, "limit", "saturates at", "speed-up there", "because"), rows),
             f"Ranking stage of `basic` on 64 ranks: {simulated['ranking_at_64']:.2f}, and "
             f"{simulated['ranking_at_64_if_trials_are_alike']:.2f} if all trials take the same time (goal "
-            f"{simulated['goal']}). In its table the efficiency of that stage is above 1 where idle ranks began with "
-            f"it during the stages before.",
+            f"{simulated['goal']}), where no rank begins with it before it opens. In the table below idle ranks do, "
+            f"during the stages before, so that what is left of the stage takes less time than its share: above 1.",
         ]
         for one in simulated["strategies"]:
             why = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one["because"])
@@ -176,11 +183,13 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
         parts.append("![Speed-up against ranks](benchmarks/scaling.svg)")
     if "master" in figures:
         master = figures["master"]
+        worst = max(layer["median_ms"] for layer in master["layers"])
         rows = [
             _cells(layer, layer="", median_ms=".3f", p99_ms=".3f", trials_per_s=".0f") for layer in master["layers"]
         ]
         parts += [
-            f"What a trial costs the master, 64 real ranks whose trials sleep (goal {master['goal_ms']} ms median):",
+            f"Processor time that the master spends on a trial, 64 real ranks whose trials sleep (goal "
+            f"{master['goal_ms']} ms median{'' if worst <= master['goal_ms'] else ', missed'}):",
             _table(("up to", "median ms", "p99 ms", "trials a second"), rows),
         ]
     return [*parts, *_notes(figures)]
@@ -344,12 +353,74 @@ def _svg(parts: Iterable[str], height: int) -> str:
     )
 
 
+def _trials(figures: dict[str, Any]) -> list[str]:
+    forms = {"name": "", "first_graph": ".1f", "graph": ".1f", "session": ".1f", "scoring": ".1f"}
+    head = ("model", "first graph", "graph", "session", "scoring", "inference", "not inference")
+    return [
+        "## Where the time of a trial goes",
+        f"`python benchmarks/overhead.py --trials`. Milliseconds of a trial of the ranking stage on {figures['rows']} "
+        f"samples; the first graph also quantizes every weight. Goal: at most {figures['trials'][0]['goal']:.0%} is "
+        f"not inference. {_host(figures['host'])}",
+        _table(head, [_cells(row, **forms, inference=".1f", overhead=".1%") for row in figures["trials"]]),
+        *_notes(figures),
+    ]
+
+
+def _suffix(figures: dict[str, Any]) -> list[str]:
+    forms = {
+        "name": "",
+        "groups": "",
+        "samples": "",
+        "cuts": "",
+        "kept_mib": ".0f",
+        "whole_s": ".1f",
+        "suffix_s": ".1f",
+    }
+    head = ("model", "groups", "samples", "cuts", "MiB kept", "whole s", "suffix s", "ratio", "answers that differ")
+    return [
+        "## Suffix-only evaluation",
+        f"`python benchmarks/suffix.py`. The ranking stage, every trial run as a whole and from the last cut before "
+        f"its op. Goal: {figures['goal']} times as fast, and no answer may differ. {_host(figures['host'])}",
+        _table(head, [_cells(row, **forms, ratio=".2f", differing="") for row in figures["stages"]]),
+        *_notes(figures),
+    ]
+
+
+def _idle_ranks(figures: dict[str, Any]) -> list[str]:
+    return [
+        "## Ranks that wait",
+        f"`python benchmarks/idle_ranks.py`. {len(figures['percent_of_a_core'])} ranks that wait for work for "
+        f"{figures['seconds']:.0f} s under {figures['mpi']}: the busiest takes {figures['worst']:.1f}% of a core (goal "
+        f"{figures['goal']:.0f}%). {_host(figures['host'])}",
+        *_notes(figures),
+    ]
+
+
+def _resident(figures: dict[str, Any]) -> list[str]:
+    before = {row["ranks"]: row for row in figures["before"]["rows"]}
+    rows = [
+        [*_cells(row, ranks="", added_pss=".0f"), f"{before[row['ranks']]['added_pss']:.0f}"] for row in figures["rows"]
+    ]
+    return [
+        "## Memory of a further rank",
+        f"`python benchmarks/resident.py`, {figures['config']}, a model of {figures['model_mib']:.0f} MiB: MiB that "
+        f"each rank of a node adds (PSS, where a page that several map counts once), and what it added before the "
+        f"ranks of a node shared weights. {_host(figures['host'])}",
+        _table(("rank", "MiB added", "before"), rows),
+        *_notes(figures),
+    ]
+
+
 SECTIONS = {
     "models": _models,
     "peers": _peers,
     "scaling": _scaling,
+    "trials": _trials,
+    "suffix": _suffix,
     "early_verdict": _early_verdict,
     "latency_noise": _latency_noise,
+    "idle_ranks": _idle_ranks,
+    "resident": _resident,
     "pytorch_acceptance": _pytorch,
 }
 """What writes each file of results, in the order of the page."""

@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from host import host
+
 if TYPE_CHECKING:
     import torch
 
@@ -347,7 +349,7 @@ def _write(path: Path | None, runs: Sequence[Run], agreements: Sequence[Agreemen
         "runs": [asdict(run) for run in runs],
         "agreements": [asdict(each) for each in agreements],
     }
-    path.write_text(json.dumps({"benchmark": "pytorch_acceptance", **figures}, indent=2) + "\n")
+    path.write_text(json.dumps({"benchmark": "pytorch_acceptance", "host": host(), **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--keys", action="store_true", help="every key with its values, default and meaning (Markdown)")
     form.add_argument(
-        "--components", action="store_true", help="datasets, transforms, filters and metrics with arguments (Markdown)"
+        "--components", action="store_true", help="datasets, transforms, filters, metrics and recipes (Markdown)"
     )
 
 
@@ -45,8 +45,10 @@ def markdown_lines() -> Iterator[str]:
 
 def component_lines() -> Iterator[str]:
     """The tables of built-in components, line by line."""
+    from distune.config.vocabulary import RECIPE_MEANINGS
     from distune.data.registry import DATASETS, FILTERS, TRANSFORMS
     from distune.metrics.base import METRICS
+    from distune.space.recipes import DEFAULTS
 
     for registry in (DATASETS, TRANSFORMS, FILTERS, METRICS):
         yield from (
@@ -59,3 +61,8 @@ def component_lines() -> Iterator[str]:
             listed = ", ".join(f"`{argument}`" for argument in arguments)
             yield f"| {', '.join(f'`{name}`' for name in names)} | {listed} | {meaning.replace('``', '`')} |"
         yield ""
+    yield from ("## Recipes", "", "| name | default | what it does |", "| --- | --- | --- |")
+    for name, meaning in RECIPE_MEANINGS.items():
+        default = DEFAULTS.get(name)
+        told = str(default).lower() if isinstance(default, bool) else ""
+        yield f"| `{name}` | {told} | {meaning} |".replace("|  |", "| |")

@@ -26,6 +26,8 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"{arguments.config}: valid")
         return 0
     from distune.errors import UsageError
+    from distune.evaluation.criterion import check_directions
+    from distune.evaluation.metric_set import MetricSet
     from distune.space.tuning_space import build_space
     from distune.trial.messages import Failure, Inspect, Inspection, Request
     from distune.trial.runner import Runner
@@ -39,6 +41,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise UsageError(body.message + (f"\n{body.detail}" if body.detail else ""))
     if not isinstance(body, Inspection):
         raise UsageError(f"the model could not be inspected: {type(body).__name__}")
+    if job.evaluation.metrics:
+        check_directions(job.evaluation, job.criterion, MetricSet(job.evaluation, ()).directions)
     space = build_space(body.capability, job.constraints, job.approach, job.recipes, job.calibration.sampling_sizes)
     for warning in (*body.warnings, *space.warnings):
         print(f"warning: {warning}")

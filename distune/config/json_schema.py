@@ -13,7 +13,14 @@ from typing import Any
 from distune.config.known import KnownNames
 from distune.config.schema import Configuration
 from distune.config.schema_data import NO_EFFECT
-from distune.config.vocabulary import ARGUMENT_RECIPES, BOOLEAN_RECIPES, FRAMEWORKS, GRAPH_LEVELS, RECIPES
+from distune.config.vocabulary import (
+    ARGUMENT_RECIPES,
+    BOOLEAN_RECIPES,
+    FRAMEWORKS,
+    GRAPH_LEVELS,
+    RECIPE_MEANINGS,
+    RECIPES,
+)
 
 _COMPONENTS = {"dataset": "datasets", "filter": "filters", "metric": "metrics", "transform": "transforms"}
 """Keys that name components, and the field of ``KnownNames`` that holds their names."""
@@ -117,6 +124,11 @@ def _default(field: Mapping[str, Any]) -> str:
 
 
 def _recipe(name: str) -> dict[str, Any]:
+    meaning = {"description": RECIPE_MEANINGS[name]} if name in RECIPE_MEANINGS else {}
+    return {**meaning, **_recipe_values(name)}
+
+
+def _recipe_values(name: str) -> dict[str, Any]:
     if name in BOOLEAN_RECIPES:
         return {"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "boolean"}}]}
     if name in ARGUMENT_RECIPES:

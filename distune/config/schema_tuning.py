@@ -97,7 +97,9 @@ class Strategy(Section):
 class AccuracyCriterion(Section):
     """The accuracy to keep."""
 
-    relative: Relative | None = Field(None, description="Loss allowed as a share of the baseline: 0.01 or 1%.")
+    relative: Relative | None = Field(
+        None, description="Loss allowed as a share of the baseline: 0.01 or 1%, which it is if nothing is said."
+    )
     absolute: Absolute | None = Field(None, description="Loss allowed in the metric's own unit.")
     higher_is_better: Flag = Field(True, description="Whether a higher value of the metric is better.")
 
@@ -220,7 +222,7 @@ class Tuning(Section):
     accuracy_criterion: AccuracyCriterion = Field(
         default_factory=lambda: AccuracyCriterion.model_construct(), description="The accuracy to keep."
     )
-    objective: ObjectiveWord = Field("performance", description="What is minimised among the models that meet.")
+    objective: ObjectiveWord = Field("performance", description="What is best among the models that meet.")
     multi_objectives: MultiObjectives | None = Field(None, description="Several objectives, instead of one.")
     exit_policy: ExitPolicySection = Field(
         default_factory=lambda: ExitPolicySection.model_construct(), description="When to stop."

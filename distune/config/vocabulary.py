@@ -99,6 +99,40 @@ RECIPES = frozenset(
     )
 )
 
+RECIPE_MEANINGS: Mapping[str, str] = {
+    "smooth_quant": "Move outliers of activations into the weights of matrix products; how far is the alpha of "
+    "`smooth_quant_args`.",
+    "smooth_quant_args": "`alpha` (0 to 1, `auto`, or a list, which is tuned over), `folding`, `auto_alpha_args`.",
+    "fast_bias_correction": "Take the mean error that quantized weights bring to the outputs off the biases.",
+    "weight_correction": "Give each output channel of a quantized weight the mean and variance of the fp32 one.",
+    "cross_layer_equalization": "Rescale the channels between two layers so that both have weights of like ranges.",
+    "adaround": "Round each weight up or down by the layer's output error instead of to nearest.",
+    "first_conv_or_matmul_quantization": "False keeps the first convolution or matrix product in fp32.",
+    "last_conv_or_matmul_quantization": "False keeps the last convolution or matrix product in fp32.",
+    "pre_post_process_quantization": "False keeps what lies before the first and behind the last convolution or matrix "
+    "product in fp32.",
+    "graph_optimization_level": f"ONNX Runtime's optimization of the graph before quantization: one of "
+    f"{', '.join(GRAPH_LEVELS)}; ENABLE_BASIC if nothing is said. Fusions that have no integer kernel are left out at "
+    f"every level.",
+    "gemm_to_matmul": "Gemm becomes MatMul and Add before quantization; otherwise it runs as QGemm, which is faster.",
+    "add_qdq_pair_to_weight": "Store weights in fp32 with QuantizeLinear and DequantizeLinear behind them.",
+    "dedicated_qdq_pair": "Give every op that reads a tensor a QuantizeLinear and DequantizeLinear of its own.",
+    "optypes_to_exclude_output_quant": "Op types whose outputs are not quantized.",
+    "layer_wise_quant": "Calibrate few tensors at a time, over more runs of the model: less memory, the same "
+    "statistics. PyTorch models are always calibrated so.",
+    "scale_propagation_max_pooling": "MaxPool passes the scale of its input on; false: it runs in fp32 and its output "
+    "has its own scale.",
+    "scale_propagation_concat": "The inputs of Concat take the scale of its output, so that it only copies.",
+    "weight_only_storage": "ONNX, for widths that MatMulNBits does not run: `native` (not offered), `wider` (in the "
+    "next width that runs) or `dequantized` (as fp32). PyTorch: `packed` (in their own width, made float at every "
+    "call), `native` (for ATen's integer kernels) or `dequantized`.",
+    "accuracy_level": "ONNX, weight-only: 4 rounds the inputs of MatMulNBits to int8, which is faster.",
+    "rtn_args": "Weight-only by rounding to nearest: `enable_mse_search`.",
+    "gptq_args": "Weight-only by GPTQ: `percdamp`, `blocksize`, `actorder`, `mse`.",
+    "awq_args": "Weight-only by AWQ: `enable_auto_scale`, `enable_mse_search`, `grid`.",
+}
+"""What each recipe that distune has does."""
+
 STRATEGIES = frozenset(
     (
         "auto",

@@ -14,7 +14,7 @@ from distune.metrics.base import PerSampleMetric, metric_registry, one_label, on
 
 @metric_registry("Loss")
 class Loss(PerSampleMetric):
-    """Mean cross-entropy (natural logarithm) over samples, or over tokens.
+    """Mean cross-entropy (natural logarithm) over samples, or over tokens; lower is better.
 
     Outputs are logits [n, ..., classes], labels class ids [n, ...].
 
@@ -56,7 +56,7 @@ class Loss(PerSampleMetric):
 
 @metric_registry("Perplexity")
 class Perplexity(Loss):
-    """``exp`` of the mean cross-entropy; arguments and shapes as of ``Loss``."""
+    """``exp`` of the mean cross-entropy, lower is better; arguments and shapes as of ``Loss``."""
 
     def finish(self, mean: float) -> float:
         return math.exp(mean) if mean < 700 else math.inf  # exp overflows a float at 709.8

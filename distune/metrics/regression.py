@@ -39,12 +39,12 @@ class _MeanError(PerSampleMetric):
 
 @metric_registry("MSE")
 class MSE(_MeanError):
-    """Mean squared error."""
+    """Mean squared error; lower is better."""
 
 
 @metric_registry("RMSE")
 class RMSE(_MeanError):
-    """Root of the mean squared error."""
+    """Root of the mean squared error; lower is better."""
 
     def finish(self, mean: float) -> float:
         return math.sqrt(mean)
@@ -52,7 +52,7 @@ class RMSE(_MeanError):
 
 @metric_registry("MAE")
 class MAE(_MeanError):
-    """Mean absolute error."""
+    """Mean absolute error; lower is better."""
 
     def _error(self, difference: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.abs(difference)

@@ -76,7 +76,6 @@ class Recipe:
         name: The name in the configuration, e.g. ``gemm_to_matmul``.
         default: Value when nobody says otherwise.
         choices: Every value worth trying, the default first; one entry means that it is not tuned.
-        doc: What it does, one sentence.
         fp32_ops: Ops that any value but the default turns to fp32. Where it is not empty this is all that the recipe
             does, so that the effective config can be computed without the backend.
         variant: It changes what is calibrated: its values are part of the key under which statistics are kept.
@@ -88,7 +87,6 @@ class Recipe:
     name: str
     default: Any
     choices: tuple[Any, ...]
-    doc: str = ""
     fp32_ops: tuple[str, ...] = ()
     variant: bool = False
     modes: tuple[Mode, ...] = ()

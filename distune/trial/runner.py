@@ -47,7 +47,7 @@ class Runner:
 
     Args:
         job: The run's job.
-        host, rank: Where this worker is, for messages.
+        host, rank: Where this worker is, for messages; without a host they do not say it.
         threads: Intra-op threads of everything but latency and footprint.
         clock: Monotonic seconds.
     """
@@ -382,25 +382,25 @@ class Runner:
             torch.manual_seed(seed)
 
     def _failure(self, error: BaseException) -> m.Failure:
-        where = f"rank {self._rank} on {self._host}"
+        where = f"rank {self._rank} on {self._host}: " if self._host else ""
         name = type(error).__name__
         text = str(error) or name
         if isinstance(error, CancelledError):
-            return m.Failure("cancelled", f"{where}: {text}")
+            return m.Failure("cancelled", f"{where}{text}")
         if isinstance(error, UserCodeError):
             head, _, rest = text.partition("\n")
-            return m.Failure("user_error", f"{where}: {head}", rest, name, usage=True)
+            return m.Failure("user_error", f"{where}{head}", rest, name, usage=True)
         if isinstance(error, UsageError):
-            return m.Failure("error", f"{where}: {text}", "", name, usage=True)
+            return m.Failure("error", f"{where}{text}", "", name, usage=True)
         # What we say ourselves says it all; lines of ours and of frameworks below would only bury it.
         detail = "" if isinstance(error, TrialError) else "".join(traceback.format_exception(error)).rstrip()
         if isinstance(error, SystemExit):
-            return m.Failure("user_error", f"{where}: the user's code ended the process (sys.exit)", detail, name, True)
+            return m.Failure("user_error", f"{where}the user's code ended the process (sys.exit)", detail, name, True)
         # Frameworks pass on C++'s own exception under classes of theirs.
         if isinstance(error, MemoryError) or "bad_alloc" in text:
-            return m.Failure("memory", f"{where}: out of memory ({text})", detail, name)
+            return m.Failure("memory", f"{where}out of memory ({text})", detail, name)
         shown = text if isinstance(error, TrialError) else f"{name}: {text}"
-        return m.Failure("error", f"{where}: {shown}", detail, name)
+        return m.Failure("error", f"{where}{shown}", detail, name)
 
 
 def _demand(body: m.Judge) -> Demand:

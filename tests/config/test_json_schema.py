@@ -13,6 +13,8 @@ import yaml
 from distune.api.names import known_names
 from distune.cli.schema import markdown_lines
 from distune.config.json_schema import json_schema
+from distune.config.vocabulary import RECIPE_MEANINGS, RECIPES, WEIGHT_ONLY_RECIPES
+from distune.space.recipes import DEFAULTS
 from tests.cli.jobs import distune
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +79,11 @@ def test_the_page_of_components_is_what_is_registered(tmp_path: Path) -> None:
     tables = page[page.index("## ") :].splitlines()
     printed = distune(tmp_path, "schema", "--components").stdout
     assert [line for line in tables if line] == [line for line in printed.splitlines() if line]
+
+
+def test_every_recipe_that_changes_something_says_what() -> None:
+    assert {*DEFAULTS, *WEIGHT_ONLY_RECIPES} <= set(RECIPE_MEANINGS) <= set(RECIPES)
+    assert RECIPE_MEANINGS["adaround"] in json.dumps(json_schema(known_names()))
 
 
 def test_it_is_json() -> None:

@@ -74,7 +74,7 @@ def inspect(model: PreparedModel) -> Capability:
         else:
             excluded.append((node.name, node.op_type, reason))
     ops = tuple(op.info for op in found)
-    recipes = tuple(first_and_last(ops, ("Conv", "MatMul", "Gemm"), "Conv, MatMul or Gemm"))
+    recipes = tuple(first_and_last(ops, ("Conv", "MatMul", "Gemm")))
     blocks = find_blocks(model.proto, index, {op.name: op.group for op in ops})
     return Capability(ops, recipes, tuple(excluded), blocks)
 

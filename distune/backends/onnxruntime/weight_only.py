@@ -212,10 +212,9 @@ def _runs_real_zero_points(bits: int, storage: str) -> bool:
 
 def _recipes() -> Iterator[Recipe]:
     yield from settings_recipes()
-    yield Recipe(STORAGE, "native", ("native",), "What becomes of widths that MatMulNBits does not run.")
+    yield Recipe(STORAGE, "native", ("native",))
     levels = tuple(level for level in (0, 4) if runs(4, 32, "none", level))
-    doc = "4 rounds the inputs of MatMulNBits to int8, which is faster."
-    yield Recipe(ACCURACY_LEVEL, 0, levels, doc, speeds_up=len(levels) > 1)
+    yield Recipe(ACCURACY_LEVEL, 0, levels, speeds_up=len(levels) > 1)
 
 
 def _check(recipes: Mapping[str, Any]) -> None:

@@ -80,7 +80,7 @@ def inspect(model: ExportedModule, halves: Collection[str] = ()) -> Capability:
     )
     if model.partition is not None:
         excluded += [(path, kind, f"stays eager: {why}") for path, kind, why in model.partition.left]
-    return Capability(ops, tuple(first_and_last(ops, HALF_TYPES, "convolution or Linear")), tuple(excluded))
+    return Capability(ops, tuple(first_and_last(ops, HALF_TYPES)), tuple(excluded))
 
 
 def quantized_edges(model: ExportedModule, op: ModuleOp) -> Edges:

@@ -228,7 +228,7 @@ def _options(storage: str, calibrated: bool, channels: int) -> Iterator[OpConfig
 
 def _recipes() -> Iterator[Recipe]:
     yield from settings_recipes()
-    yield Recipe(STORAGE, STORAGES[0], STORAGES[:1], f"How weights are stored: {', '.join(STORAGES)}.")
+    yield Recipe(STORAGE, STORAGES[0], STORAGES[:1])
 
 
 __all__ = [

@@ -14,20 +14,18 @@ ON_OFF = (False,)
 
 
 def shared_recipes(
-    spots: Collection[Smoothable], pairs: Collection[Pair], layers: Collection[Layer], products: str
+    spots: Collection[Smoothable], pairs: Collection[Pair], layers: Collection[Layer]
 ) -> Iterator[Recipe]:
     """What can be done to a model, and to its quantized form.
 
     Args:
         spots, pairs, layers: Of the model: what can be smoothed, equalized and corrected.
-        products: What its matrix products are called in a sentence.
     """
     if spots:
         yield Recipe(
             "smooth_quant",
             False,
             ON_OFF,
-            f"Move outliers of activations into the weights of {products}; the value is alpha, or 'auto'.",
             variant=True,
             modes=("static", "dynamic"),
             leads=True,
@@ -36,7 +34,6 @@ def shared_recipes(
             "smooth_quant_args",
             "",
             ("",),
-            "Settings of smooth_quant that differ from its defaults, as JSON.",
             variant=True,
             modes=("static", "dynamic"),
         )
@@ -45,7 +42,6 @@ def shared_recipes(
             "cross_layer_equalization",
             False,
             ON_OFF,
-            "Rescale the channels between two layers so that both have weights of like ranges.",
             variant=True,
             modes=("static", "dynamic"),
         )
@@ -55,7 +51,6 @@ def shared_recipes(
         "adaround",
         False,
         ON_OFF,
-        "Round each weight up or down by the layer's output error instead of to nearest.",
         variant=True,
         modes=("static",),
     )
@@ -63,7 +58,6 @@ def shared_recipes(
         "weight_correction",
         False,
         ON_OFF,
-        "Give each output channel of a quantized weight the mean and variance of the fp32 one.",
         modes=("static",),
     )
     if any(layer.bias for layer in layers):
@@ -71,7 +65,6 @@ def shared_recipes(
             "fast_bias_correction",
             False,
             ON_OFF,
-            "Take the mean error that quantized weights bring to the outputs off the biases.",
             modes=("static",),
         )
 

@@ -10,13 +10,12 @@ from distune.space.op_config import TuningConfig
 from distune.space.recipes import ops_kept_in_fp32
 
 
-def first_and_last(ops: Sequence[OpInfo], heavy: Collection[str], called: str) -> Iterator[Recipe]:
+def first_and_last(ops: Sequence[OpInfo], heavy: Collection[str]) -> Iterator[Recipe]:
     """The recipes that keep the first and the last op with much arithmetic in fp32; none where no op is of that kind.
 
     Args:
         ops: In graph order.
         heavy: Op types that are meant.
-        called: What an op of these types is called in a sentence.
     """
     found = [op for op in ops if op.op_type in heavy]
     if not found:
@@ -26,7 +25,6 @@ def first_and_last(ops: Sequence[OpInfo], heavy: Collection[str], called: str) -
             name=f"{position}_conv_or_matmul_quantization",
             default=True,
             choices=(True, False),
-            doc=f"False keeps the {position} {called} in fp32.",
             fp32_ops=tuple(op.name for op in ops if op.group == anchor.group),
         )
 

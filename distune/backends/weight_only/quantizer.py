@@ -120,10 +120,8 @@ def tensor_options(widths: Sequence[int], calibrated: bool) -> Iterator[TensorCo
 
 def settings_recipes() -> Iterator[Recipe]:
     """The recipes that hold the settings of one algorithm each."""
-    for name, kind in SETTINGS_RECIPES.items():
-        algorithm = name.removesuffix("_args").upper()
-        known = ", ".join(kind.__dataclass_fields__)
-        yield Recipe(name, {}, ({},), f"Settings of {algorithm}: {known}.")
+    for name in SETTINGS_RECIPES:
+        yield Recipe(name, {}, ({},))
 
 
 def check_recipes(recipes: Mapping[str, Any], storages: Sequence[str]) -> None:

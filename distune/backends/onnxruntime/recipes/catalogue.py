@@ -16,35 +16,31 @@ def graph_recipes(model: PreparedModel, capability: Capability) -> Iterator[Reci
     """What can be done to the graph of ``model`` and to its quantized form; none of it is tuned by default."""
     yield from _pre_and_post(model, capability)
     found = list(layers(model))
-    yield from shared_recipes(smoothable(model), pairs(model), found, "Gemm and MatMul")
+    yield from shared_recipes(smoothable(model), pairs(model), found)
     if not found:
         return
     yield Recipe(
         "add_qdq_pair_to_weight",
         False,
         ON_OFF,
-        "Store weights in fp32 with QuantizeLinear and DequantizeLinear behind them.",
         modes=("static",),
     )
     yield Recipe(
         "dedicated_qdq_pair",
         False,
         ON_OFF,
-        "Give every op that reads a tensor a QuantizeLinear and DequantizeLinear of its own.",
         modes=("static",),
     )
     yield Recipe(
         "optypes_to_exclude_output_quant",
         "",
         ("",),
-        "Op types whose outputs are not quantized, joined by commas.",
         modes=("static",),
     )
     yield Recipe(
         "layer_wise_quant",
         False,
         ON_OFF,
-        "Calibrate few tensors at a time, over more runs of the model: less memory, the same statistics.",
         variant=True,
         modes=("static",),
     )
@@ -54,7 +50,6 @@ def graph_recipes(model: PreparedModel, capability: Capability) -> Iterator[Reci
             "scale_propagation_max_pooling",
             True,
             (True,),
-            "MaxPool passes the scale of its input on; False: it runs in fp32 and its output has its own scale.",
             modes=("static",),
         )
     if "Concat" in types:
@@ -62,7 +57,6 @@ def graph_recipes(model: PreparedModel, capability: Capability) -> Iterator[Reci
             "scale_propagation_concat",
             False,
             ON_OFF,
-            "The inputs of Concat take the scale of its output, so that it only copies.",
             modes=("static",),
         )
 
@@ -78,7 +72,6 @@ def _pre_and_post(model: PreparedModel, capability: Capability) -> Iterator[Reci
             "pre_post_process_quantization",
             True,
             (True, False),
-            "False keeps ops before the first and behind the last Conv, MatMul or Gemm in fp32.",
             fp32_ops=outer,
         )
 

@@ -55,20 +55,9 @@ class Preparation:
 
 def preparation_recipes(model: onnx.ModelProto) -> Iterator[Recipe]:
     """The recipes of this module that a user's model can use. They are fixed for a run."""
-    yield Recipe(
-        "graph_optimization_level",
-        None,
-        (None,),
-        f"ONNX Runtime's optimization of the graph before quantization, one of {', '.join(LEVELS)}; ENABLE_BASIC if "
-        "nothing is said. Fusions that have no integer kernel are left out at every level.",
-    )
+    yield Recipe("graph_optimization_level", None, (None,))
     if any(node.op_type == "Gemm" for node in model.graph.node):
-        yield Recipe(
-            "gemm_to_matmul",
-            False,
-            (False,),
-            "Gemm becomes MatMul and Add before quantization; otherwise it runs as QGemm, which is faster.",
-        )
+        yield Recipe("gemm_to_matmul", False, (False,))
 
 
 def gemm_to_matmul(model: onnx.ModelProto, user_types: dict[str, str]) -> None:

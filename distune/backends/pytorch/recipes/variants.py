@@ -42,15 +42,9 @@ def module_recipes(model: ExportedModule, capability: Capability) -> Iterator[Re
     """What can be done to a module whose ops are quantized, apart from keeping some of them in fp32."""
     names = {op.name for op in capability.ops}
     quantizable = [layer for layer in layers(model) if layer.name in names]
-    yield from shared_recipes(smoothable(model), pairs(model), quantizable, "Linear")
-    yield Recipe(
-        "layer_wise_quant",
-        False,
-        (False,),
-        "Calibrate with the outputs of one layer at a time in memory: this backend always does.",
-        variant=True,
-        modes=("static",),
-    )
+    yield from shared_recipes(smoothable(model), pairs(model), quantizable)
+    # Calibration has the outputs of one layer at a time in memory here, whatever it says.
+    yield Recipe("layer_wise_quant", False, (False,), variant=True, modes=("static",))
 
 
 def rewritten(model: ExportedModule, variant: Variant, statistics: CalibrationStatistics) -> ModuleVariant:
