@@ -230,7 +230,7 @@ class ChildWorker(Worker):
             return
         if request.deadline_s is not None and self._clock.seconds() > request.deadline_s:
             doing = f"{DOING[type(request.body)]} was not done after {request.deadline_s:g} s"
-            self._end("deadline", f"{doing}; raise tuning.limits.deadline to allow more")
+            self._end("deadline", f"{doing}; raise tuning.limits.deadline to allow more", request.deadline_s)
             return
         if self._process is not None and not self._process.ready and self._clock.elapsed() > _READY_S:
             self._end("deadline", f"not ready for work after {_READY_S:g} s")
@@ -241,14 +241,15 @@ class ChildWorker(Worker):
             assert self._process is not None
             resident = self._process.resident_bytes()
             if resident > self._memory_limit:
-                self._end("memory", f"used {resident / 2**20:.0f} MiB of {self._memory_limit / 2**20:.0f} MiB allowed")
+                why = f"used {resident / 2**20:.0f} MiB of {self._memory_limit / 2**20:.0f} MiB allowed"
+                self._end("memory", why, self._memory_limit)
 
-    def _end(self, kind: FailureKind, why: str) -> None:
+    def _end(self, kind: FailureKind, why: str, limit: float | None = None) -> None:
         assert self._process is not None
         self._process.end()
-        self._bury(kind, why)
+        self._bury(kind, why, limit)
 
-    def _bury(self, kind: FailureKind, why: str) -> None:
+    def _bury(self, kind: FailureKind, why: str, limit: float | None = None) -> None:
         """The child is dead: its request has failed; there is no new child before there is work for it."""
         assert self._process is not None
         process, request = self._process, self._current
@@ -258,7 +259,7 @@ class ChildWorker(Worker):
         self._current = None
         if request is not None:
             message = f"child process of worker {self._rank} on {self._host}: {cause}"
-            self._answer(request, Failure(kind, message, process.output.tail()), self._clock.elapsed())
+            self._answer(request, Failure(kind, message, process.output.tail(), limit=limit), self._clock.elapsed())
 
     def _forget(self) -> None:
         if self._process is not None:

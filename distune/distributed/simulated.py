@@ -156,7 +156,7 @@ class SimulatedTransport(Transport):
             body, seconds = self._struck(worker.info.rank, message, body, seconds)
             deadline = message.deadline_s
             if deadline is not None and seconds > deadline:
-                body, seconds = Failure("deadline", f"not done after {deadline:g} s"), deadline
+                body, seconds = Failure("deadline", f"not done after {deadline:g} s", limit=deadline), deadline
             worker.current = message
             worker.start_s, worker.end_s = self._now, self._now + seconds
             worker.body = body

@@ -31,11 +31,6 @@ _THINK_S = 0.1
 T = TypeVar("T")
 
 
-_TRIED_AGAIN = ("error", "user_error")
-"""Failures of an earlier start that are tried again: their cause (a missing file, a full disk) may be mended. Those
-that cost two children are not."""
-
-
 class Interrupted(Exception):
     """Somebody asked the run to stop; carries the reason."""
 
@@ -111,6 +106,8 @@ class Dispatcher:
         self._on_sent = on_sent
         self._journal: Journal | None = None
         self._known: dict[str, Outcome] = {}
+        self._failed: dict[str, tuple[Failure, Outcome]] = {}
+        """Failures of earlier starts."""
         self._keys: dict[int, str] = {}
         self._unwanted: set[int] = set()
         self._open: dict[str, int] = {}
@@ -124,16 +121,23 @@ class Dispatcher:
         self.offset_s = 0.0
         self.deadline_s: float | None = None
         """Seconds that a trial, a measurement or a probe may take; ``None`` while nothing is known of the model."""
+        self.memory_bytes: int | None = None
+        """Bytes that a child may keep resident, where the user says so."""
 
     def use(self, journal: Journal) -> None:
-        """Keep results in ``journal`` from now on, and answer from those that it holds."""
+        """Keep results in ``journal`` from now on, and answer from those that it holds.
+
+        Failures of earlier starts are tried again, since their cause may be mended (a missing file, a full disk, a
+        deadline that was too short), but for those that quarantine a config still.
+        """
         self._journal = journal
-        self._known = {
-            key: Outcome(found.body, **found.meta)
-            for key, found in known_results(journal).items()
-            if not (isinstance(found.body, Failure) and found.body.kind in _TRIED_AGAIN)
-        }
-        self.offset_s = max((outcome.end_s for outcome in self._known.values()), default=0.0)
+        for key, found in known_results(journal).items():
+            outcome = Outcome(found.body, **found.meta)
+            self.offset_s = max(self.offset_s, outcome.end_s)
+            if isinstance(found.body, Failure):
+                self._failed[key] = (found.body, outcome)
+            else:
+                self._known[key] = outcome
 
     @property
     def workers(self) -> tuple[WorkerInfo, ...]:
@@ -156,12 +160,18 @@ class Dispatcher:
 
     @property
     def results(self) -> int:
-        """Results that the journal holds."""
+        """Results that the journal holds, without the failures of earlier starts."""
         return len(self._known)
 
     def knows(self, body: RequestBody) -> bool:
         """Whether the journal holds the answer."""
-        return request_key(body) in self._known
+        return self._answer(request_key(body), body) is not None
+
+    def _answer(self, key: str, body: RequestBody) -> Outcome | None:
+        if key in self._known or key not in self._failed:
+            return self._known.get(key)
+        failure, outcome = self._failed[key]
+        return outcome if Quarantine.stands(body, failure, self.deadline_s, self.memory_bytes) else None
 
     def submit(self, body: RequestBody, *, priority: int = 0, exclusive: bool = False, rank: int | None = None) -> int:
         """Have ``body`` done; returns the task's id.
@@ -174,7 +184,7 @@ class Dispatcher:
             return self._open[key]
         task = Task(self._next_id, body, priority, exclusive, rank, self.deadline_s if key else None)
         self._next_id += 1
-        known = self._known.get(key) if key else None
+        known = self._answer(key, body) if key else None
         refused = self.quarantine.refusal(body) if known is None else None
         if refused is not None:
             now = self.now()
@@ -195,8 +205,7 @@ class Dispatcher:
 
     def submit_new(self, body: RequestBody) -> Sequence[int]:
         """Have ``body`` done when nothing else is to be done; its id, none where it is under way or known already."""
-        key = request_key(body)
-        return () if key in self._open or key in self._known else (self.submit(body, priority=1),)
+        return () if request_key(body) in self._open or self.knows(body) else (self.submit(body, priority=1),)
 
     @property
     def idle(self) -> int:

@@ -1,7 +1,8 @@
 """Configs that have cost two child processes: they are not handed out again, cannot win, and are reported.
 
 What counts is one piece of work (a judging, a measurement) that fails so on its first and its second attempt. The loss
-of a rank is nobody's fault, and a question about the model (a probe, calibration) says nothing against a config.
+of a rank is nobody's fault, and a question about the model (a probe, calibration) says nothing against a config. It
+lasts over later starts, but where a config went over a limit, only as long as that is not raised.
 """
 
 from __future__ import annotations
@@ -65,6 +66,22 @@ class Quarantine:
 
     def __contains__(self, config_hash: str) -> bool:
         return config_hash in self._entries
+
+    @staticmethod
+    def stands(body: RequestBody, failure: Failure, deadline_s: float | None, memory_bytes: int | None) -> bool:
+        """Whether a failure of an earlier start still quarantines a config; else its work is worth another try.
+
+        Args:
+            deadline_s: Seconds that the work may take now; ``None``: no limit.
+            memory_bytes: Bytes that its process may keep resident now; ``None``: the worker knows.
+        """
+        if type(body) not in _WORK or failure.kind not in STRIKING:
+            return False
+        if failure.limit is None:
+            return True
+        if failure.kind == "deadline":
+            return deadline_s is not None and deadline_s <= failure.limit
+        return memory_bytes is None or memory_bytes <= failure.limit
 
     def note(self, body: RequestBody, failure: Failure, rank: int, host: str) -> None:
         """Work is over, with ``failure``; quarantines its config where that cost children."""

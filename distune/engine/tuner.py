@@ -75,6 +75,7 @@ class Tuner:
             on_sent=self._tell_busy,
         )
         self._dispatcher.deadline_s = job.limits.deadline_s
+        self._dispatcher.memory_bytes = job.limits.memory_bytes
         self._started_workers: tuple[WorkerInfo, ...] = tuple(transport.workers)
         self._book = TrialBook(job.exit_policy.max_trials, job.criterion.higher_is_better)
         self._warnings: list[str] = []

@@ -421,6 +421,7 @@ class Failure:
         detail: Traceback or the tail of standard error.
         error: Class name of the exception, e.g. ``DataError``; empty where there was none.
         usage: The user's to mend (the exception was a ``UsageError``): where it ends the run, the exit code is 2.
+        limit: What it was allowed and went over: seconds of a ``deadline``, resident bytes of a child's ``memory``.
     """
 
     kind: FailureKind
@@ -428,6 +429,7 @@ class Failure:
     detail: str = ""
     error: str = ""
     usage: bool = False
+    limit: float | None = None
 
 
 ResultBody = Inspection | Surveyed | Accuracy | Statistics | Latency | Footprint | ProbeAnswer | Exported | Failure

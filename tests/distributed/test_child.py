@@ -116,7 +116,7 @@ def test_what_a_trial_prints_does_not_disturb_the_protocol_and_is_kept(open_work
 def test_a_trial_past_its_deadline_is_given_up(open_worker: Open) -> None:
     worker = open_worker()
     result = do(worker, replace(ask(1, "hang"), deadline_s=0.2))
-    assert failure(result).kind == "deadline"
+    assert (failure(result).kind, failure(result).limit) == ("deadline", 0.2)
     assert "probing ops was not done after 0.2 s; raise tuning.limits.deadline to allow more" in failure(result).message
     assert result.end_s - result.start_s < 10
     assert data(do(worker, ask(2)))["rank"] == 5
@@ -169,7 +169,8 @@ def test_a_runner_knows_what_its_rank_may_take_of_the_node(open_worker: Open) ->
 
 def test_a_trial_that_takes_too_much_memory_is_given_up(open_worker: Open) -> None:
     worker = open_worker(memory_limit=300 << 20)
-    assert failure(do(worker, ask(1, "eat", size=600 << 20))).kind == "memory"
+    eaten = failure(do(worker, ask(1, "eat", size=600 << 20)))
+    assert (eaten.kind, eaten.limit) == ("memory", 300 << 20)
     assert data(do(worker, ask(2)))["rank"] == 5
 
 

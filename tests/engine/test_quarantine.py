@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from distune.config.job import TrialLimits
 from distune.distributed.simulated import Faults
 from distune.report.build import result_of
 from distune.report.console import ConsoleListener
@@ -25,11 +26,12 @@ class Deadly(Model):
     work: type = Judge
     attempts: int = 2
     kind: Any = "crash"
+    limit: float | None = None
 
     def answer(self, rank: int, request: Request) -> tuple[ResultBody, float]:
         body, seconds = super().answer(rank, request)
         if isinstance(request.body, self.work) and self.kills(request.body.config) and request.attempt <= self.attempts:
-            return Failure(self.kind, f"planted {self.kind}", "last words"), seconds
+            return Failure(self.kind, f"planted {self.kind}", "last words", limit=self.limit), seconds
         return body, seconds
 
 
@@ -60,6 +62,46 @@ def test_what_is_quarantined_stays_so_after_a_resume_and_is_not_tried_again(tmp_
     assert run.outcome.outcome == "met"
     assert [entry.config_hash for entry in run.outcome.quarantined][:1] == [first.judged[0]]
     assert first.judged[0] not in again.judged
+
+
+def limited(deadline_s: float | None = None, memory_bytes: int | None = None) -> Any:
+    return job(limits=TrialLimits(deadline_s, memory_bytes), exit_policy=policy(max_trials=3))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("then", "now"), [(limited(50.0), limited(200.0)), (limited(50.0), limited())])
+def test_a_config_that_went_over_its_deadline_is_tried_again_where_it_has_longer(
+    tmp_path: Path, then: Any, now: Any, workers: int
+) -> None:
+    model = Model(seconds=lambda rank, request: 100.0 if isinstance(request.body, Judge) else 1.0)
+    first = tune(tmp_path, model, then, workers=workers)
+    assert first.outcome.best is None
+    assert first.outcome.quarantined
+    raised = tune(tmp_path, model, now, workers=workers)
+    assert raised.outcome.outcome == "met"
+    assert raised.outcome.quarantined == ()
+
+
+@pytest.mark.parametrize("deadline_s", [50.0, 20.0])
+def test_it_is_not_where_it_has_no_longer(tmp_path: Path, deadline_s: float) -> None:
+    model = Model(seconds=lambda rank, request: 100.0 if isinstance(request.body, Judge) else 1.0)
+    first = tune(tmp_path, model, limited(50.0))
+    before = len(model.judged)
+    again = tune(tmp_path, model, limited(deadline_s))
+    assert len(model.judged) == before
+    assert again.outcome.quarantined == first.outcome.quarantined
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "tried"),
+    [(1000, 2000, True), (1000, 1000, False), (2000, 1000, False), (1000, None, False), (None, 2000, False)],
+)
+def test_a_config_that_took_too_much_memory_is_tried_again_where_it_may_take_more(
+    tmp_path: Path, then: int | None, now: int | None, tried: bool
+) -> None:
+    tune(tmp_path, Deadly(kills=deep, kind="memory", limit=then), limited(memory_bytes=then))
+    again = tune(tmp_path, Model(), limited(memory_bytes=now))
+    assert bool(again.outcome.quarantined) != tried
 
 
 def test_one_lost_child_and_any_number_of_lost_ranks_are_no_quarantine(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,17 @@ import pytest
 from distune.config.job import Constraint, CriterionSpec, StrategySpec
 from distune.journal.replay import decisions, same_decisions
 from distune.space.op_config import TuningConfig
-from distune.trial.messages import Calibrate, Inspection, Judge, ResultBody
+from distune.trial.messages import (
+    Baseline,
+    Calibrate,
+    Export,
+    Failure,
+    Inspection,
+    Judge,
+    Probe,
+    ResultBody,
+    Survey,
+)
 from tests.engine.simulated_run import Model, Run, job, policy, tune
 
 LOOSE = CriterionSpec("absolute", 0.5)
@@ -27,6 +37,17 @@ class WithAnOpForDynamicAlone(Model):
         first, *others = answer.capability.ops
         options = tuple(replace(option, mode="dynamic") if option.is_quantized else option for option in first.options)
         return replace(answer, capability=replace(answer.capability, ops=(replace(first, options=options), *others)))
+
+
+@dataclass
+class Broken(Model):
+    """One kind of work always ends so."""
+
+    work: type = Baseline
+    kind: Any = "crash"
+
+    def _body(self, body: Any) -> ResultBody:
+        return Failure(self.kind, "planted") if isinstance(body, self.work) else super()._body(body)
 
 
 COST = {"conv0": 0.02, "conv1": 0.3, "conv2": 0.01, "conv3": 0.08, "matmul0": 0.05}
@@ -96,6 +117,21 @@ def test_a_failure_is_tried_again_by_the_next_start(tmp_path: Path) -> None:
     assert tune(tmp_path, broken, job(exit_policy=policy(max_trials=4))).outcome.best is None
     mended = tune(tmp_path, Model({}), job(exit_policy=policy(max_trials=4)))
     assert mended.outcome.outcome == "met"
+
+
+@pytest.mark.parametrize("kind", ["crash", "deadline", "memory"])
+@pytest.mark.parametrize("work", [Baseline, Survey, Calibrate, Probe, Export])
+def test_what_says_nothing_of_a_config_is_tried_again_whatever_it_cost(tmp_path: Path, kind: Any, work: type) -> None:
+    tuning = job(strategy=StrategySpec("mse")) if work is Probe else job()
+    workers = 2 if work is Survey else 1
+    broken = Broken(COST, work=work, kind=kind)
+    first = tune(tmp_path, broken, tuning, workers=workers)
+    if work is not Probe:  # a run stands without one
+        assert first.outcome.outcome == "failed"
+        assert "planted" in first.outcome.failure
+    again = tune(tmp_path, Model(COST), tuning, workers=workers)
+    assert any(isinstance(request.body, work) for _, request in again.model.asked)
+    assert again.outcome.outcome == "met"
 
 
 def test_values_are_counted_once_a_config_asks_for_more_than_minima_and_maxima(tmp_path: Path) -> None:
