@@ -15,7 +15,7 @@ from threading import Thread
 from typing import TypeVar
 
 from distune.distributed.transport import Event, Transport, WorkerInfo
-from distune.engine.quarantine import Quarantine, Quarantined
+from distune.engine.quarantine import STRIKING, Quarantine, Quarantined
 from distune.engine.scheduler import Cancel, Done, Instruction, Resume, Scheduler, Send, Suspend, Task
 from distune.errors import TransportError
 from distune.journal.journal import Journal
@@ -27,6 +27,9 @@ _POLL_S = 0.5
 
 _THINK_S = 0.1
 """How often the master looks at its mail while a strategy thinks."""
+
+_UNDONE = ("lost", "cancelled")
+"""Failures that say nothing about the work."""
 
 T = TypeVar("T")
 
@@ -109,8 +112,9 @@ class Dispatcher:
         self._failed: dict[str, tuple[Failure, Outcome]] = {}
         """Failures of earlier starts."""
         self._keys: dict[int, str] = {}
-        self._unwanted: set[int] = set()
+        """What the tasks that are open are about."""
         self._open: dict[str, int] = {}
+        """Tasks that whoever asks for the same may wait for, too: those that are open and were not cancelled."""
         self._used: set[str] = set()
         self._outcomes: dict[int, Outcome] = {}
         self._next_id = 1
@@ -180,7 +184,7 @@ class Dispatcher:
         """
         key = request_key(body) if rank is None else ""
         if key in self._open:
-            self._unwanted.discard(self._open[key])
+            self._scheduler.want(self._open[key])
             return self._open[key]
         task = Task(self._next_id, body, priority, exclusive, rank, self.deadline_s if key else None)
         self._next_id += 1
@@ -226,27 +230,35 @@ class Dispatcher:
         return all(task_id in self._outcomes for task_id in task_ids)
 
     def drop(self, task_ids: Iterable[int]) -> None:
-        """Forget tasks: those that have not gone out are not done; the others' results are journalled for later."""
+        """Forget tasks: those that have not gone out are not done; the others' answers are journalled for later."""
+        unwanted = set(task_ids)
         running = {task.id for task in self._scheduler.busy.values()}
-        self._unwanted.update(running.intersection(task_ids))
-        waiting = [task_id for task_id in task_ids if task_id not in running]
-        for task_id in waiting:
+        for task_id in unwanted - running:
             self._outcomes.pop(task_id, None)
-            key = self._keys.pop(task_id, None)
-            if key is not None:
-                del self._open[key]
-        self._carry_out(self._scheduler.drop(waiting))
+            self._close(task_id)
+            self._keys.pop(task_id, None)
+        self._carry_out(self._scheduler.drop(unwanted))
 
     def give_up(self, task_ids: Iterable[int]) -> None:
         """As ``drop``, and those that are being worked on end now, unfinished."""
         unwanted = set(task_ids)
         self.drop(unwanted)
-        running = [(rank, task.id) for rank, task in self._scheduler.busy.items() if task.id in unwanted]
-        self._carry_out([Cancel(rank, task_id) for rank, task_id in running])
+        self._cancel(unwanted)
 
     def calm(self) -> None:
         """Have the workers free: what they do is wanted by nobody."""
-        self._carry_out(self._scheduler.cancel())
+        self._cancel({task.id for task in self._scheduler.busy.values()})
+
+    def _cancel(self, task_ids: Iterable[int]) -> None:
+        for task_id in task_ids:
+            self._close(task_id)
+        self._carry_out(self._scheduler.cancel(task_ids))
+
+    def _close(self, task_id: int) -> None:
+        """Whoever asks for what ``task_id`` is about does not wait for it any more."""
+        key = self._keys.get(task_id, "")
+        if self._open.get(key) == task_id:
+            del self._open[key]
 
     def wait(self, task_ids: Sequence[int]) -> list[Outcome]:
         """The outcomes of ``task_ids``, in their order; pumps until all are there.
@@ -318,32 +330,39 @@ class Dispatcher:
         """Journal what was done, in one commit, and only then hand it out."""
         outcomes: dict[int, Outcome] = {}
         for item in done:
-            result = item.result
-            outcome = Outcome(
-                result.body,
-                result.rank,
-                self._hosts.get(result.rank, ""),
-                result.start_s + self.offset_s,
-                result.end_s + self.offset_s,
-                self._scheduler.attempts(item.task.id),
-            )
-            outcomes[item.task.id] = outcome
-            self.busy.add(type(item.task.body).__name__, result.end_s - result.start_s)
-            if isinstance(result.body, Failure):
-                self.quarantine.note(item.task.body, result.body, outcome.rank, outcome.host)
+            self.busy.add(type(item.task.body).__name__, item.result.end_s - item.result.start_s)
+            self._close(item.task.id)
             key = self._keys.pop(item.task.id, "")
-            self._open.pop(key, None)
-            undone = isinstance(result.body, Failure) and result.body.kind in ("lost", "cancelled")
-            if key and not undone and self._journal is not None and isinstance(result.body, JournalledBody):
-                self._journal.append("result", encode_result(key, result.body, outcome.meta))
-                self._known[key] = outcome
-                self._used.add(key)
-        if outcomes and self._journal is not None:
+            if not item.wanted and _says_nothing(item.result.body):
+                continue  # it had not all its attempts, and one rank alone would not have begun it
+            outcome = self._known.get(key)  # of the same work, which was cancelled, but whose answer was under way
+            if outcome is None:
+                outcome = self._learnt(key, item)
+            if item.wanted:
+                outcomes[item.task.id] = outcome
+        if done and self._journal is not None:
             self._journal.commit()
-        for task_id in self._unwanted.intersection(outcomes):
-            self._unwanted.discard(task_id)
-            del outcomes[task_id]
         self._outcomes.update(outcomes)
+
+    def _learnt(self, key: str, item: Done) -> Outcome:
+        """Enter an outcome in the journal and, where it cost children, in the quarantine."""
+        result = item.result
+        outcome = Outcome(
+            result.body,
+            result.rank,
+            self._hosts.get(result.rank, ""),
+            result.start_s + self.offset_s,
+            result.end_s + self.offset_s,
+            self._scheduler.attempts(item.task.id),
+        )
+        if isinstance(result.body, Failure):
+            self.quarantine.note(item.task.body, result.body, outcome.rank, outcome.host)
+        undone = isinstance(result.body, Failure) and result.body.kind in _UNDONE
+        if key and not undone and self._journal is not None and isinstance(result.body, JournalledBody):
+            self._journal.append("result", encode_result(key, result.body, outcome.meta))
+            self._known[key] = outcome
+            self._used.add(key)
+        return outcome
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:
         sent = False
@@ -362,3 +381,8 @@ class Dispatcher:
                     pass  # Hold and Release are for those who watch, Done is settled by pump()
         if sent:
             self._on_sent()
+
+
+def _says_nothing(body: ResultBody) -> bool:
+    """Whether the answer to abandoned work leaves open what becomes of it where it is wanted."""
+    return isinstance(body, Failure) and body.kind in (*_UNDONE, *STRIKING)

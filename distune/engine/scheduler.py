@@ -8,7 +8,8 @@ A task is *open* until it has one outcome. Tasks go out by priority, then in ord
 (a latency measurement) needs a quiet host: as soon as one worker there is idle it starts, its busy neighbours hold
 still in the midst of what they do, and nobody there gets anything new until it is over. Where workers cannot be held
 (trials run in the rank itself), it waits until they are done. A worker that is lost gives its task back; a task whose
-child process died is tried once more and then reported as failed.
+child process died is tried once more and then reported as failed. A task that was dropped while a worker was at it is
+*abandoned*: it gets no further attempt.
 """
 
 from __future__ import annotations
@@ -92,10 +93,11 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Done:
-    """A task has its outcome: the last result, and how many attempts it took."""
+    """A task has its outcome: the last result. One that is not ``wanted`` was abandoned."""
 
     task: Task
     result: Result
+    wanted: bool = True
 
 
 Instruction = Send | Hold | Release | Suspend | Resume | Cancel | Done
@@ -135,6 +137,7 @@ class Scheduler:
         self._attempts: dict[int, int] = {}
         self._strikes: dict[int, int] = {}
         self._quiet: dict[str, Task] = {}
+        self._abandoned: set[int] = set()
         self.lost: dict[int, str] = {}
 
     @property
@@ -167,14 +170,22 @@ class Scheduler:
         return self._dispatch()
 
     def drop(self, task_ids: Iterable[int]) -> list[Instruction]:
-        """Forget tasks that have not gone out. Those that are being worked on end as usual."""
+        """Forget tasks that have not gone out, and abandon those that are being worked on: they end in one ``Done``."""
         unwanted = set(task_ids)
+        self._abandoned.update(task.id for task in self.busy.values() if task.id in unwanted)
         self._withdraw(lambda task: task.id in unwanted)
         return [*self._close_windows(), *self._dispatch()]
 
-    def cancel(self) -> list[Instruction]:
-        """Have every worker give up what it is doing; each task still ends in one ``Done``."""
-        return [Cancel(rank, task.id) for rank, task in self.busy.items()]
+    def want(self, task_id: int) -> None:
+        """A task that may have been abandoned is wanted after all."""
+        self._abandoned.discard(task_id)
+
+    def cancel(self, task_ids: Iterable[int]) -> list[Instruction]:
+        """Abandon tasks, and have the workers that are at them give them up; each still ends in one ``Done``."""
+        unwanted = set(task_ids)
+        running = {rank: task.id for rank, task in self.busy.items() if task.id in unwanted}
+        self._abandoned.update(running.values())
+        return [Cancel(rank, task_id) for rank, task_id in running.items()]
 
     def on_events(self, *events: Event) -> list[Instruction]:
         """What follows from events of the transport that were found together.
@@ -199,10 +210,10 @@ class Scheduler:
         strikes = isinstance(result.body, Failure) and result.body.kind in STRIKING
         if strikes:
             self._strikes[task.id] = self._strikes.get(task.id, 0) + 1
-        if strikes and self._strikes[task.id] < STRIKES:
+        if strikes and self._strikes[task.id] < STRIKES and task.id not in self._abandoned:
             self._enqueue(task)
             return []
-        return [Done(task, result)]
+        return [self._done(task, result)]
 
     def _on_lost(self, event: WorkerLost) -> list[Instruction]:
         worker = self._workers.pop(event.rank, None)
@@ -214,7 +225,7 @@ class Scheduler:
         if worker.task is None:
             self._free.remove(event.rank)
         else:
-            if worker.task.rank is None:
+            if worker.task.rank is None and worker.task.id not in self._abandoned:
                 self._enqueue(worker.task)
             else:
                 out.append(self._failed(worker.task, event.rank, event.reason))
@@ -227,7 +238,12 @@ class Scheduler:
 
     def _failed(self, task: Task, rank: int, reason: str) -> Done:
         body = Failure("lost", f"worker {rank} was lost: {reason}")
-        return Done(task, Result(task.id, self._attempts.get(task.id, 0), rank, body, self._run))
+        return self._done(task, Result(task.id, self._attempts.get(task.id, 0), rank, body, self._run))
+
+    def _done(self, task: Task, result: Result) -> Done:
+        wanted = task.id not in self._abandoned
+        self._abandoned.discard(task.id)
+        return Done(task, result, wanted)
 
     def _enqueue(self, task: Task) -> None:
         heapq.heappush(self._exclusive if task.exclusive else self._queue, _Queued(task.priority, task.id, task))

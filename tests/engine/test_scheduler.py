@@ -67,6 +67,32 @@ def test_a_crashed_child_costs_a_strike_and_two_end_the_task() -> None:
     assert [i.result.body for i in final if isinstance(i, Done)] == [crash]
 
 
+def test_what_was_dropped_while_it_was_done_gets_no_further_attempt() -> None:
+    scheduler = Scheduler(workers("ab"))
+    crash = Failure("crash", "signal SIGSEGV")
+    for number in (1, 2):
+        scheduler.submit(task(number))
+    assert scheduler.drop([1, 2]) == []
+    (done,) = answer(scheduler, 0, 1, 1, crash)
+    assert isinstance(done, Done)
+    assert (done.task.id, done.result.body, done.wanted) == (1, crash, False)
+    (done,) = scheduler.on_events(WorkerLost(1, "killed"))
+    assert isinstance(done, Done)
+    assert isinstance(done.result.body, Failure)
+    assert (done.task.id, done.result.body.kind, done.wanted) == (2, "lost", False)
+
+
+def test_what_is_wanted_again_gets_all_its_attempts() -> None:
+    scheduler = Scheduler(workers("a"))
+    scheduler.submit(task(1))
+    scheduler.drop([1])
+    scheduler.want(1)
+    assert sends(answer(scheduler, 0, 1, 1, Failure("crash", "signal SIGSEGV"))) == {0: 1}
+    (done,) = answer(scheduler, 0, 1, 2)
+    assert isinstance(done, Done)
+    assert done.wanted
+
+
 def test_a_lost_worker_is_no_strike_and_its_task_is_handed_out_again() -> None:
     scheduler = Scheduler(workers("ab"))
     scheduler.submit(task(1))
@@ -176,19 +202,25 @@ def test_every_task_has_exactly_one_outcome_whatever_happens(hosts: str, exclusi
     scheduler = Scheduler(workers(hosts))
     running: dict[int, tuple[int, int]] = {}
     done: list[int] = []
+    abandoned: set[int] = set()
 
     def take(instructions: list[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Send):
                 assert instruction.rank not in running, "a worker does one thing at a time"
+                assert instruction.request.id not in abandoned, "nobody wants it"
                 running[instruction.rank] = (instruction.request.id, instruction.request.attempt)
             elif isinstance(instruction, Done):
                 done.append(instruction.task.id)
+                assert instruction.wanted == (instruction.task.id not in abandoned)
 
     for number, alone in enumerate(exclusive, start=1):
         take(scheduler.submit(task(number, exclusive=alone)))
     while running:
         rank = chance.choice(sorted(running))
+        if chance.random() < 0.2:
+            abandoned.add(running[rank][0])
+            take(scheduler.drop([running[rank][0]]))
         number, attempt = running.pop(rank)
         fate = chance.random()
         if fate < 0.15 and len(scheduler.workers) > 1:

@@ -61,6 +61,8 @@ class Fates(RuleBasedStateMachine):
         self.tasks: dict[int, Task] = {}
         self.outcomes: dict[int, ResultBody] = {}
         self.strikes: dict[int, int] = {}
+        self.abandoned: set[int] = set()
+        self.unwanted: set[int] = set()
         self.next_id = 1
         self.ask()
 
@@ -128,6 +130,20 @@ class Fates(RuleBasedStateMachine):
             self.held.discard(rank)
         self.take(self.scheduler.on_events(*(WorkerLost(rank, "killed") for rank in gone)))
 
+    @rule(pick=st.integers(0, 99))
+    @precondition(lambda self: self.timed())
+    def is_abandoned(self, pick: int) -> None:
+        number = self.timed()[pick % len(self.timed())]
+        self.abandoned.add(number)
+        assert self.scheduler.drop([number]) == []
+
+    @rule(pick=st.integers(0, 99))
+    @precondition(lambda self: self.abandoned)
+    def is_wanted_again(self, pick: int) -> None:
+        number = sorted(self.abandoned)[pick % len(self.abandoned)]
+        self.abandoned.discard(number)
+        self.scheduler.want(number)
+
     @rule(pick=st.integers(0, len(CONFIGS) - 1))
     def is_to_be_timed(self, pick: int) -> None:
         self.submit(MeasureLatency(CONFIGS[pick]), exclusive=True)
@@ -163,6 +179,8 @@ class Fates(RuleBasedStateMachine):
         decided = [t for t in self.book.trials if t.stage == "stage"]
         assert len({t.config.hash for t in decided}) == len(decided), "judged once"
         for number, body in self.outcomes.items():
+            if number in self.unwanted:
+                continue
             quarantined = isinstance(body, Failure) and body.kind in STRIKING
             assert quarantined == (self.strikes.get(number, 0) == 2)
             if quarantined:
@@ -175,6 +193,11 @@ class Fates(RuleBasedStateMachine):
         """A worker that works and is not held."""
         ranks = sorted(set(self.running) - self.held)
         return ranks[pick % len(ranks)]
+
+    def timed(self) -> list[int]:
+        """The measurements that are being made."""
+        numbers = (request.id for request in self.running.values())
+        return sorted(number for number in numbers if self.tasks[number].exclusive)
 
     def arrives(self, rank: int, body: ResultBody) -> None:
         request = self.running.pop(rank)
@@ -201,6 +224,7 @@ class Fates(RuleBasedStateMachine):
                 assert instruction.rank not in self.running, "a worker does one thing at a time"
                 assert instruction.request.id not in {r.id for r in self.running.values()}, "work is done once"
                 assert instruction.rank not in {*self.scheduler.lost, *self.held}
+                assert instruction.request.id not in self.abandoned, "nobody wants it"
                 self.running[instruction.rank] = instruction.request
             elif isinstance(instruction, Suspend):
                 self.held.add(instruction.rank)
@@ -209,7 +233,12 @@ class Fates(RuleBasedStateMachine):
             elif isinstance(instruction, Done):
                 assert instruction.task.id not in self.outcomes, "one outcome"
                 self.outcomes[instruction.task.id] = instruction.result.body
-                done.append(instruction)
+                assert instruction.wanted == (instruction.task.id not in self.abandoned)
+                if instruction.wanted:
+                    done.append(instruction)
+                else:
+                    self.abandoned.discard(instruction.task.id)
+                    self.unwanted.add(instruction.task.id)
         for item in done:
             if isinstance(item.result.body, Failure):
                 self.quarantine.note(item.task.body, item.result.body, item.result.rank, "")
