@@ -76,7 +76,7 @@ class MpiLink:
         self._comm = communicator
         self._sending: list[tuple[int, Any, object]] = []  # destination, request, the buffer that it needs
         self._incoming: dict[int, _Incoming] = {}
-        self._receiving: _Receive | None = None
+        self._receiving: dict[int, _Receive] = {}  # by source; the messages of one source come one after the other
         self._status = self._mpi.Status()
         self.rank: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
@@ -108,22 +108,21 @@ class MpiLink:
         """``(source, object)`` of everything that has arrived; also lets sends progress."""
         self._progress()
         arrived: list[tuple[int, Any]] = []
+        for pending in list(self._receiving.values()):
+            self._advance(pending, arrived)
         while True:
             try:
-                receive = self._receiving or self._next()
-                if receive is None:
-                    return arrived
-                if not receive.request.Test():
-                    self._note_lost()
-                    return arrived
+                receive = self._next()
             except self._mpi.Exception as error:
                 if not self._note_failure(error):
                     raise
                 continue
-            self._receiving = None
-            found = self._complete(receive)
-            if found is not None:
-                arrived.append((receive.source, pickle.loads(found)))
+            if receive is None:
+                break
+            self._advance(receive, arrived)
+        if self._receiving:
+            self._note_lost()
+        return arrived
 
     def drain(self, seconds: float) -> bool:
         """Wait until all that was sent has left, at most ``seconds``; says whether it has."""
@@ -166,14 +165,45 @@ class MpiLink:
         """
         if not self._comm.Iprobe(self._mpi.ANY_SOURCE, _TAG, self._status):
             return None
+        if self._status.Get_source() in self._receiving and not self._probe_others():
+            return None
         source: int = self._status.Get_source()
         count: int = self._status.Get_count(self._mpi.BYTE)
         self.heard[source] = time.monotonic()
         long = self._incoming.get(source)
         buffer = bytearray(count) if long is None else memoryview(long.data)[long.filled : long.filled + count]
-        request = self._comm.Irecv([buffer, self._mpi.BYTE], source, _TAG)
-        self._receiving = _Receive(source, request, buffer)
-        return self._receiving
+        return _Receive(source, self._comm.Irecv([buffer, self._mpi.BYTE], source, _TAG), buffer)
+
+    def _probe_others(self) -> bool:
+        """Look for a message of a rank from which none is being received.
+
+        One by one: a rank that stands still in the middle of a long object hides what the others say from a probe of
+        any source.
+        """
+        return any(
+            self._comm.Iprobe(source, _TAG, self._status)
+            for source in range(self.size)
+            if source not in self._receiving and source not in self.lost
+        )
+
+    def _advance(self, receive: _Receive, arrived: list[tuple[int, Any]]) -> None:
+        """Go on with a message that is being received; adds to ``arrived`` the object that it completes."""
+        source = receive.source
+        try:
+            done = receive.request.Test()
+        except self._mpi.Exception as error:
+            if not self._note_failure(error):
+                raise
+            self._forget(source)
+            return
+        if not done:
+            self._receiving[source] = receive
+            return
+        self._receiving.pop(source, None)
+        # What a dead rank said last is taken off the queue, but may be the end of an object whose beginning is lost.
+        found = self._complete(receive) if source not in self.lost else None
+        if found is not None:
+            arrived.append((source, pickle.loads(found)))
 
     def _complete(self, receive: _Receive) -> bytearray | memoryview | None:
         """Take in a message that is all there; the body of the object that it completes."""
@@ -206,14 +236,17 @@ class MpiLink:
             return
         failed, everyone = self._comm.Get_failed(), self._comm.Get_group()
         ranks = failed.Translate_ranks(list(range(failed.Get_size())), everyone)
-        self.lost.update(ranks)
         for rank in ranks:
-            self._incoming.pop(rank, None)
-        if self._receiving is not None and self._receiving.source in self.lost:
-            self._receiving = None
+            self._forget(rank)
         self._comm.Ack_failed(len(ranks))  # from here on receiving from any source works again
         failed.Free()
         everyone.Free()
+
+    def _forget(self, rank: int) -> None:
+        """Give up what was to come from a rank that has died."""
+        self.lost.add(rank)
+        self._incoming.pop(rank, None)
+        self._receiving.pop(rank, None)
 
 
 def survives_losses(environment: Mapping[str, str] | None = None) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from distune.config.job import ModelSpec, TuningJob
 from distune.distributed import mpi
 from distune.distributed.mpi import MpiTransport
-from distune.distributed.mpi_link import MpiLink
+from distune.distributed.mpi_link import _PIECE, MpiLink
 from distune.distributed.rank0_line import RankEnd
 from distune.distributed.topology import launched_rank
 from distune.distributed.transport import ResultArrived, WorkerLost
@@ -98,6 +98,25 @@ def silent(transport: MpiTransport) -> Any:
     return [lost, late, [worker.rank for worker in transport.workers]]
 
 
+def halted(transport: MpiTransport) -> Any:
+    """A rank stands still in the middle of a long answer, is given up and goes on; its neighbour is heard meanwhile."""
+    transport.send(1, ask(1, "parent"))
+    (found,) = answers(transport, 1)
+    transport.send(1, ask(2, "blob", size=300_000_000))
+    while not transport._link._incoming:  # its length is there, and not all of it
+        if transport.poll(0):  # it came in one go
+            transport.send(1, ask(2, "blob", size=300_000_000))
+    os.kill(found["data"]["parent"], signal.SIGSTOP)
+    heard = []
+    for number in (3, 4, 5):
+        transport.send(2, ask(number, "echo"))
+        heard += answers(transport, 1)
+    lost = answers(transport, 1)
+    os.kill(found["data"]["parent"], signal.SIGCONT)
+    late = answers(transport, 1)
+    return {"heard": [known.get("id") for known in heard], "lost": lost, "late": [known.get("data") for known in late]}
+
+
 def idle(transport: MpiTransport) -> Any:
     """Seconds of processor time that the ranks use while nothing happens for three seconds."""
     echo(transport)
@@ -171,6 +190,7 @@ CASES: dict[str, Callable[[MpiTransport], Any]] = {
         blob,
         kill,
         silent,
+        halted,
         kill_master,
         idle,
         conformance,
@@ -195,6 +215,8 @@ def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
             raise RuntimeError("planted on rank 1")
     if case == "last-words":
         last_words(communicator)
+    if case == "cut-short":
+        cut_short(communicator)
     hosts = os.environ.get("TEST_HOSTS", "").split(",")
     if len(hosts) > 1:
         os.environ["DISTUNE_HOSTNAME"] = hosts[rank]
@@ -210,7 +232,7 @@ def main(case: str, path: str, isolation: Any, exit_code: int) -> int:
         job = TuningJob(ModelSpec("none", path), isolation=isolation)
         try:
             transport = MpiTransport(
-                job, communicator, runner=RUNNER, silence_s=6.0 if case == "silent" else mpi.SILENCE_S
+                job, communicator, runner=RUNNER, silence_s=6.0 if case in ("silent", "halted") else mpi.SILENCE_S
             )
         except UsageError as error:
             print(json.dumps(str(error)))
@@ -232,6 +254,26 @@ def last_words(communicator: Any) -> NoReturn:
     while len(heard | link.lost) < link.size - 1:
         heard.update(source for source, _ in link.receive())
     print(json.dumps({"ended": sorted(heard | link.lost)}), flush=True)
+    os._exit(0)
+
+
+def cut_short(communicator: Any) -> NoReturn:
+    """Rank 1 ends in the middle of a long object whose short end is on its way; rank 0 prints what it heard of all."""
+    link = MpiLink(communicator)
+    if link.rank:
+        while not link.receive():
+            pass
+        link.send(0, bytes(_PIECE + 100) if link.rank == 1 else "whole")
+        if link.rank == 2:
+            link.drain(10.0)
+        os._exit(0)
+    heard: list[Any] = []
+    for rank in (1, 2):
+        link.send(rank, "begin")
+        while rank not in link.lost:
+            heard += link.receive()
+    heard += link.receive()
+    print(json.dumps(heard), flush=True)
     os._exit(0)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.mpirun import needs_mpirun, needs_ulfm, run_program
+from tests.distributed.mpirun import LAUNCHER, needs_mpirun, needs_ulfm, run_program
 
 pytestmark = [needs_mpirun, pytest.mark.mpi]
 
@@ -81,6 +81,11 @@ def test_nobody_waits_for_the_rest_of_what_a_rank_said_that_has_ended() -> None:
     assert run_program("last-words", ranks=4, seconds=30).answer == {"ended": [1, 2, 3]}
 
 
+@needs_ulfm
+def test_the_end_of_an_object_whose_sender_died_is_not_taken_for_an_object() -> None:
+    assert run_program("cut-short", ranks=3, seconds=30).answer == [[2, "whole"]]
+
+
 def test_ranks_leave_with_the_code_of_a_master_that_never_opened_a_transport() -> None:
     assert run_program("dismiss", ranks=3, exit_code=2).code == 2
 
@@ -135,4 +140,13 @@ def test_a_rank_that_is_killed_is_survived() -> None:
 def test_a_rank_that_stands_still_is_given_up_and_disturbs_nobody_when_it_comes_back() -> None:
     done = run_program("silent", ranks=3)
     assert done.answer == [[{"lost": 1}], [2, 3], [0, 2]]
+    assert done.code == 0
+
+
+@pytest.mark.full
+@pytest.mark.skipif(LAUNCHER is None or LAUNCHER.vendor != "openmpi", reason="tells Open MPI how to send")
+def test_a_rank_that_stands_still_in_the_middle_of_a_long_answer_makes_nobody_deaf() -> None:
+    # As between nodes: within one Open MPI copies what a rank sends out of its memory, even where that stands still.
+    done = run_program("halted", ranks=3, environment={"OMPI_MCA_btl": "tcp,self"})
+    assert done.answer == {"heard": [3, 4, 5], "lost": [{"lost": 1}], "late": [{"blob": 300_000_000}]}
     assert done.code == 0
