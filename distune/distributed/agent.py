@@ -42,6 +42,7 @@ class Agent:
         self._link = MpiLink(communicator)
         self._store = FileStore()
         self._expected: set[str] = set()
+        self._paths: dict[str, str] = {}
         self._worker: Worker | None = None
         self._exit_code: int | None = None
         self._chaos: Chaos | None = None
@@ -51,6 +52,7 @@ class Agent:
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             p.Manifest: self._on_manifest,
             p.Chunk: self._on_chunk,
+            p.Adopt: self._on_adopt,
             p.Start: self._on_start,
             p.Work: self._on_work,
             p.Cancel: lambda message: self._working.cancel(message.request_id),
@@ -123,14 +125,19 @@ class Agent:
         if not message.data:
             self._expected.discard(message.path)
             if not self._expected:
-                self._link.send(0, p.Stored(self._store.publish()))
+                self._paths = self._store.publish()
+                self._link.send(0, p.Stored(self._paths))
+
+    def _on_adopt(self, message: p.Adopt) -> None:
+        self._paths = self._store.adopt(message.paths)
+        self._link.send(0, p.Stored(self._paths))
 
     def _on_start(self, message: p.Start) -> None:
         info = worker_info(self._link.rank)
         epoch = time.monotonic() - message.now
         self._unsettle = settle(message.placement)
         if message.in_process:
-            job = unpack_job(message.job, message.memory_limit)
+            job = unpack_job(message.job, message.memory_limit, self._paths)
             self._worker = InlineWorker(job, info.host, info.rank, runner=message.runner, epoch=epoch)
         else:
             self._chaos = message.chaos
@@ -142,6 +149,7 @@ class Agent:
                 epoch=epoch,
                 memory_limit=message.memory_limit,
                 chaos=message.chaos,
+                paths=self._paths,
             )
 
     def _on_work(self, message: p.Work) -> None:

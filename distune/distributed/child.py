@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distune.backends.node_folder import remove_unused
@@ -49,6 +49,7 @@ class ChildWorker(Worker):
         epoch: ``time.monotonic()`` at the start of the run.
         memory_limit: Bytes the child's process group may keep resident; ``None`` means no limit.
         chaos: What is to go wrong on purpose.
+        paths: Where to read files that the node lacks, by the path that the job names.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class ChildWorker(Worker):
         epoch: float | None = None,
         memory_limit: int | None = None,
         chaos: Chaos | None = None,
+        paths: Mapping[str, str] | None = None,
     ) -> None:
         self._job = job
         self._host = host
@@ -69,6 +71,7 @@ class ChildWorker(Worker):
         self._epoch = time.monotonic() if epoch is None else epoch
         self._memory_limit = memory_limit
         self._chaos = chaos
+        self._paths = paths or {}
         self._queue: deque[Request | Broadcast] = deque()
         self._kept: dict[object, Broadcast] = {}
         self._current: Request | None = None
@@ -180,6 +183,7 @@ class ChildWorker(Worker):
             tuple((name, os.environ.get(name)) for name in ("PYTHONPATH", "PYTHONSAFEPATH")),
             self._chaos,
             self._memory_limit,
+            self._paths,
         )
         self._process.send(encode_frame(setup))
         for broadcast in self._kept.values():

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             os.environ[variable] = value
     runner = RunnerHost(
-        lambda: unpack_job(setup.job, setup.memory_limit),
+        lambda: unpack_job(setup.job, setup.memory_limit, setup.paths),
         setup.runner,
         setup.host,
         setup.rank,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from distune.distributed.chaos import Chaos
 from distune.distributed.frames import frame_of
@@ -23,6 +24,7 @@ class Setup:
             others.
         chaos: What is to go wrong on purpose.
         memory_limit: Bytes that the child may keep resident; ``None`` means no limit.
+        paths: Where to read files that the node lacks, by the path that the job names.
     """
 
     job: bytes
@@ -34,6 +36,7 @@ class Setup:
     environment: tuple[tuple[str, str | None], ...] = ()
     chaos: Chaos | None = None
     memory_limit: int | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

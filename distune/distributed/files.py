@@ -1,7 +1,8 @@
 """Files that a job names, and how they get to nodes that lack them: there need not be a shared file system.
 
 A node that lacks a file keeps its bytes in anonymous memory (one copy a node, gone with the last process that uses it),
-reachable under ``/proc/<pid>/fd/<n>``. A private folder of links gives them their own names back, since importers,
+reachable under ``/proc/<pid>/fd/<n>``. One rank receives them, and every other one of the node opens them too: they
+outlive any of these. A private folder of links, one a rank, gives them their own names back, since importers,
 ``np.load`` and external weights of ONNX models look at names.
 """
 
@@ -12,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import psutil
 from distune.backends.onnxruntime.external import external_locations
 from distune.config.imports import split_reference
 from distune.config.job import TuningJob
+from distune.errors import TransportError
 
 CHUNK_BYTES = 16 << 20
 """Bytes that travel in one message."""
@@ -106,7 +109,7 @@ def read_chunks(path: str) -> Iterator[bytes]:
 
 
 class FileStore:
-    """Files that this node has received. The process that owns it must live as long as they are used."""
+    """Files that this node has received. The process that owns it must live as long as it or its children use them."""
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
@@ -119,6 +122,24 @@ class FileStore:
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptors[path], view) :]
+
+    def adopt(self, published: Mapping[str, str]) -> dict[str, str]:
+        """Keep files that another process of this node has published, beyond its end.
+
+        Returns:
+            What ``publish`` gives, for this process.
+
+        Raises:
+            TransportError: That process has ended already.
+        """
+        for path, link in published.items():
+            try:
+                self._descriptors[path] = os.open(link, os.O_RDONLY)
+            except OSError as error:
+                raise TransportError(
+                    f"{path} is not to be had from {link}: the rank that received it has gone"
+                ) from error
+        return self.publish()
 
     def publish(self) -> dict[str, str]:
         """Where each file can be read on this node, by the path that the job names.
@@ -145,6 +166,7 @@ class FileStore:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+            _remove_abandoned_folders()  # of a neighbour that was killed
 
 
 def _tops(paths: Iterable[str]) -> list[str]:
@@ -162,11 +184,12 @@ def _anonymous_file(name: str) -> int:
 
 
 def _remove_abandoned_folders() -> None:
-    """Links of runs that were killed; their files went with them."""
+    """Links of ranks that were killed: they lead nowhere."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
         owner = folder.name[len(_FOLDER_PREFIX) :].partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)) and folder.stat().st_uid == os.getuid():
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # a neighbour does the same
+            if owner.isdigit() and not psutil.pid_exists(int(owner)) and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _external_weights(path: str) -> Sequence[str]:

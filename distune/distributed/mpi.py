@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,7 @@ from distune.distributed import mpi_protocol as p
 from distune.distributed.agent import Agent, versions
 from distune.distributed.chaos import Chaos
 from distune.distributed.child import ChildWorker
-from distune.distributed.files import (
-    file_entry,
-    files_of,
-    folders_of,
-    read_chunks,
-    rewrite_paths,
-)
+from distune.distributed.files import file_entry, files_of, folders_of, read_chunks
 from distune.distributed.limits import memory_limits
 from distune.distributed.mpi_link import Backoff, MpiLink, import_mpi, survives_losses
 from distune.distributed.output import OutputLog
@@ -240,18 +234,15 @@ class MpiTransport(Transport):
         packed = pack_job(job)
         self._infos = self._gather()
         placements, self.warnings = place(self._infos.values(), job.evaluation.performance.cores_per_instance)
-        paths = self._share_files(job)
+        self._share_files(job)
         in_process = job.isolation == "none"
         if chaos is not None:
             chaos, told = chaos.announced(ranks_may_go=self._link.size > 1 and survives_losses())
             self.warnings = (*self.warnings, *told)
         limits = memory_limits(self._infos.values(), job.limits.memory_bytes)
-        # Once a node, not once a rank: a live model in the job may be large.
-        jobs = {host: pack_job(rewrite_paths(job, mapping)) if mapping else packed for host, mapping in paths.items()}
-        for rank, info in self._infos.items():
-            if rank:
-                start = p.Start(jobs[info.host], runner, self.now(), in_process, placements[rank], limits[rank], chaos)
-                self._link.send(rank, start)
+        for rank in filter(None, self._infos):
+            start = p.Start(packed, runner, self.now(), in_process, placements[rank], limits[rank], chaos)
+            self._link.send(rank, start)
         host = self._infos[0].host
         self._unsettle = settle(placements[0])
         self._own: Worker = (
@@ -341,15 +332,14 @@ class MpiTransport(Transport):
             seen[host] = seen.get(host, 0) + 1
         return numbered
 
-    def _share_files(self, job: TuningJob) -> dict[str, Mapping[str, str]]:
-        """Send each node what it lacks; by host, where to read it there."""
+    def _share_files(self, job: TuningJob) -> None:
+        """Send each node what it lacks, and see to it that each of its ranks has it then."""
         leaders: dict[str, int] = {}
         for rank, info in self._infos.items():
             leaders.setdefault(info.host, rank)
-        paths: dict[str, Mapping[str, str]] = {host: {} for host in leaders}
         others = {rank: host for host, rank in leaders.items() if rank != 0}
         if not others:
-            return paths
+            return
         manifest = p.Manifest(tuple(map(file_entry, files_of(job))), tuple(map(str, folders_of(job))))
         for rank in others:
             self._link.send(rank, manifest)
@@ -368,10 +358,14 @@ class MpiTransport(Transport):
                     # Bounds the memory to one piece per node that receives.
                     self._link.drain(float("inf"))
                 self._link.send(rank, p.Chunk(path, b""))
-        for _ in filter(None, lacking.values()):
-            source, message = self._next(p.Stored)
-            paths[others[source]] = message.paths
-        return paths
+        adopting = []
+        for source, message in [self._next(p.Stored) for _ in filter(None, lacking.values())]:
+            for rank, info in self._infos.items():
+                if info.host == others[source] and rank != source:
+                    self._link.send(rank, p.Adopt(message.paths))
+                    adopting.append(rank)
+        for _ in adopting:
+            self._next(p.Stored)
 
     def _next(self, kind: type) -> tuple[int, Any]:
         """Wait for the next message of a kind; the others keep their turn."""

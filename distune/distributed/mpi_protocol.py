@@ -31,7 +31,7 @@ class Lacks:
 
 @dataclass(frozen=True)
 class Stored:
-    """All files are there: where each can be read on this node, by the path that the job names."""
+    """The files that the node lacked are there: where this rank can read each, by the path that the job names."""
 
     paths: dict[str, str] = field(default_factory=dict)
 
@@ -80,11 +80,18 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Adopt:
+    """To the other agents of that node: what the one has ``Stored``. Answered with ``Stored``, too."""
+
+    paths: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Start:
     """Begin to work.
 
     Attributes:
-        job: The packed job, with the paths of this node.
+        job: The packed job.
         now: Seconds since the run began, at the time of sending.
         in_process: Run trials in the rank itself.
         placement: Cores and threads of this rank.

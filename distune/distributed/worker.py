@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 
 from distune.config.job import TuningJob
+from distune.distributed.files import rewrite_paths
 from distune.distributed.runner_host import DEFAULT_RUNNER, RunnerHost
 from distune.errors import UsageError
 from distune.trial.messages import Broadcast, Failure, Request, Result
@@ -159,9 +160,17 @@ def pack_job(job: TuningJob) -> bytes:
         ) from error
 
 
-def unpack_job(packed: bytes, memory_limit: int | None = None) -> TuningJob:
-    """The job of ``pack_job``, with what its rank may take of its node's memory (``limits.memory_limits``)."""
+def unpack_job(packed: bytes, memory_limit: int | None = None, paths: Mapping[str, str] | None = None) -> TuningJob:
+    """The job of ``pack_job``, as it is for one rank.
+
+    Args:
+        packed: The job as the master has it.
+        memory_limit: What the rank may take of its node's memory (``limits.memory_limits``).
+        paths: Where the rank finds files that its node lacks, by the path that the job names.
+    """
     job: TuningJob = pickle.loads(packed)
+    if paths:
+        job = rewrite_paths(job, paths)
     return job if memory_limit is None else replace(job, limits=replace(job.limits, memory_bytes=memory_limit))
 
 

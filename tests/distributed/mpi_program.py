@@ -85,6 +85,18 @@ def kill(transport: MpiTransport) -> Any:
     return [lost, answers(transport, 1), [worker.rank for worker in transport.workers]]
 
 
+def orphan(transport: MpiTransport) -> Any:
+    """The rank that received a node's files is killed; its neighbour's next child finds them all the same."""
+    transport.send(1, ask(1, "parent"))
+    transport.send(2, ask(2, "job"))
+    found = {known["id"]: known["data"] for known in answers(transport, 2)}
+    os.kill(found[1]["parent"], signal.SIGKILL)
+    lost = answers(transport, 1)
+    transport.send(2, ask(3, "exit"))
+    transport.send(2, ask(4, "job"))
+    return [lost, answers(transport, 2)]
+
+
 def silent(transport: MpiTransport) -> Any:
     """A rank stands still, is given up and comes back with its answer; its neighbour goes on."""
     transport.send(1, ask(1, "parent"))
@@ -189,6 +201,7 @@ CASES: dict[str, Callable[[MpiTransport], Any]] = {
         model,
         blob,
         kill,
+        orphan,
         silent,
         halted,
         kill_master,

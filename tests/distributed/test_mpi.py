@@ -44,9 +44,26 @@ def test_a_file_travels_once_to_a_node_that_lacks_it_and_leaves_nothing_behind(t
     found = {known["rank"]: known["data"] for known in done.answer}
     assert {rank: known["content"] for rank, known in found.items()} == dict.fromkeys(range(3), 40_000_000)
     assert found[0]["path"] == model
-    assert found[1]["path"] == found[2]["path"] != model
-    assert found[1]["path"].endswith("/model.onnx")
-    assert not Path(found[1]["path"]).parents[1].exists()
+    for rank in (1, 2):
+        assert found[rank]["path"] != model
+        assert found[rank]["path"].endswith("/model.onnx")
+        assert not Path(found[rank]["path"]).parents[1].exists()
+
+
+@needs_ulfm
+def test_the_files_of_a_node_outlive_the_rank_that_received_them(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"m" * 1_000_000)
+    (tmp_path / "tmp").mkdir()
+    environment = {
+        "TEST_HOSTS": "a,b,b",
+        "TEST_FOLDER_OF_RANK_0": str(tmp_path),
+        "TMPDIR": str(tmp_path / "tmp"),
+    }
+    done = run_program("orphan", ranks=3, path="/proc/self/cwd/model.onnx", environment=environment)
+    lost, (crashed, after) = done.answer
+    assert (lost, crashed["failure"]) == ([{"lost": 1}], "crash")
+    assert after["data"]["content"] == 1_000_000
+    assert list((tmp_path / "tmp").glob("distune-*")) == []
 
 
 @pytest.mark.full
