@@ -88,6 +88,51 @@ def test_what_is_killed_in_mid_run_changes_no_decision(tmp_path: Path, alone: Pa
     assert job.result().quarantined == ()
 
 
+RANK_0_WAITS = """\
+
+
+def in_turn(model):
+    \"\"\"``top1``; once the gate is open, rank 0 waits until the other node has come to judge (30 s at most).\"\"\"
+    other = FOLDER / "new child"
+    if (FOLDER / "open").exists():
+        end = time.monotonic() + 30
+        if Path.cwd() != FOLDER:
+            other.touch()
+        while not other.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+    return top1(model)
+"""
+
+
+@pytest.mark.full
+@needs_ulfm
+@pytest.mark.mpi
+def test_a_node_that_loses_the_rank_which_received_its_files_judges_as_before(tmp_path: Path, alone: Path) -> None:
+    """Ranks 1 and 2 are on a node that has no files; rank 1 gets them and dies, and rank 2 needs a new child."""
+    job = gated(tmp_path, stop_at=7)
+    score = (tmp_path / "score.py").read_text().replace("Path(__file__).parent", f"Path({str(tmp_path)!r})")
+    (tmp_path / "score.py").write_text(score + RANK_0_WAITS)
+    (tmp_path / "tmp").mkdir()
+    here = "/proc/self/cwd"  # of rank 0 and its child alone: the folder of the job
+    job.document["model"]["path"] = f"{here}/model.onnx"
+    job.document["quantization"]["calibration"]["dataloader"]["dataset"]["Npz"]["path"] = f"{here}/calib.npz"
+    job.document["evaluation"]["accuracy"]["eval_func"] = f"{here}/score.py:in_turn"
+    script = 'if [ $OMPI_COMM_WORLD_RANK = 0 ]; then cd "$0"; else cd /; export DISTUNE_HOSTNAME=b; fi; exec "$@"'
+    command = under_mpirun(3, ["sh", "-c", script, str(tmp_path), *job.command("--quiet")])
+    with running(job, command, TMPDIR=str(tmp_path / "tmp"), **ENVIRONMENT) as process:
+        ranks = family(process)[0]
+        ranks[1].kill()
+        for child in ranks[2].children():
+            child.kill()
+        open_gate(job)
+        told = process.communicate(timeout=200)[1]
+        assert process.returncode == 0, told
+    assert_same(alone, job.workspace)
+    assert job.result().lost_ranks == (1,)
+    assert (tmp_path / "new child").exists(), "it judges, too"
+    assert list((tmp_path / "tmp").glob("distune-*")) == []
+
+
 @pytest.mark.full
 @needs_mpirun
 @pytest.mark.mpi

@@ -21,6 +21,7 @@ from distune.config.job import (
     TuningJob,
 )
 from distune.distributed.files import FileStore, file_entry, files_of, folders_of, is_lacking, rewrite_paths
+from distune.errors import TransportError
 
 
 def save_model(path: Path, location: str) -> None:
@@ -121,6 +122,19 @@ def test_received_files_keep_their_names_and_neighbours_and_can_be_imported(tmp_
     assert import_object(f"{published['/b/user.py']}:V", "value") == 7
     store.close()
     assert not model.parents[1].exists()
+
+
+def test_files_that_a_neighbour_has_adopted_outlive_who_received_them() -> None:
+    received, neighbour, late = FileStore(), FileStore(), FileStore()
+    received.append("/a/model.onnx", b"graph")
+    published = received.publish()
+    adopted = neighbour.adopt(published)
+    received.close()
+    assert Path(adopted["/a/model.onnx"]).read_bytes() == b"graph"
+    with pytest.raises(TransportError, match=r"/a/model\.onnx .* has gone"):
+        late.adopt(published)
+    neighbour.close()
+    assert not Path(adopted["/a/model.onnx"]).parents[1].exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"# no model at all\n", b"\x3a\xff\xff\xff\xff\x0f", bytes(100)])
