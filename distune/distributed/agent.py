@@ -31,6 +31,10 @@ def versions() -> tuple[tuple[str, str], ...]:
     return (("distune", distune.__version__), ("python", python))
 
 
+class MasterLostError(TransportError):
+    """Rank 0 is gone."""
+
+
 class Agent:
     """A rank above 0. ``run`` returns the exit code that rank 0 decided.
 
@@ -65,7 +69,7 @@ class Agent:
         """Serve until rank 0 says that it is over.
 
         Raises:
-            TransportError: Rank 0 is gone.
+            MasterLostError: Rank 0 is gone.
         """
         self._link.send(0, p.Join(worker_info(self._link.rank), versions()))
         backoff = Backoff()
@@ -89,7 +93,7 @@ class Agent:
         """One round; says whether anything happened."""
         messages = self._link.receive()
         if 0 in self._link.lost:
-            raise TransportError("rank 0 is gone; run the same command again to resume")
+            raise MasterLostError("rank 0 is gone; run the same command again to resume")
         for _, message in messages:
             self._handlers[type(message)](message)
         results = self._worker.receive() if self._worker is not None and self._exit_code is None else []
