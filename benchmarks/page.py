@@ -46,6 +46,8 @@ def _notes(figures: dict[str, Any]) -> list[str]:
 
 
 def _host(host: dict[str, Any]) -> str:
+    if "cpu" not in host:  # a file of early days
+        return ""
     when = f", {host['when']}" if "when" in host else ""
     return (
         f"{host['cpu']}, {host['cores']} cores, load average {host['load_average']:.1f} at the start, "
@@ -110,6 +112,9 @@ def _peer_row(tuner: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 
 # ----------------------------------------------------------------------------------------------------------- scaling
+
+
+_MASTER = {"sleep 2 s a trial": "layers", "answer at once": "loaded"}
 
 
 def _scaling(figures: dict[str, Any]) -> list[str]:
@@ -183,14 +188,11 @@ def _scaling(figures: dict[str, Any]) -> list[str]:
         parts.append("![Speed-up against ranks](benchmarks/scaling.svg)")
     if "master" in figures:
         master = figures["master"]
-        worst = max(layer["median_ms"] for layer in master["layers"])
-        rows = [
-            _cells(layer, layer="", median_ms=".3f", p99_ms=".3f", trials_per_s=".0f") for layer in master["layers"]
-        ]
+        forms = {"layer": "", "median_ms": ".3f", "p99_ms": ".3f", "trials_per_s": ".0f"}
+        rows = [[how, *_cells(layer, **forms)] for how, name in _MASTER.items() for layer in master[name]]
         parts += [
-            f"Processor time that the master spends on a trial, 64 real ranks whose trials sleep (goal "
-            f"{master['goal_ms']} ms median{'' if worst <= master['goal_ms'] else ', missed'}):",
-            _table(("up to", "median ms", "p99 ms", "trials a second"), rows),
+            f"Processor time that the master spends on a trial, 64 real ranks (goal {master['goal_ms']} ms median):",
+            _table(("the ranks", "up to", "median ms", "p99 ms", "trials a second"), rows),
         ]
     return [*parts, *_notes(figures)]
 

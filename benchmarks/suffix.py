@@ -145,7 +145,7 @@ def measure(name: str, rows: int, limit: float | None) -> Stage:
 def _kept(runner: Any) -> tuple[int, int]:
     """Cuts that are used, and bytes that are kept."""
     shared = runner._backend()._shared
-    return (0, 0) if shared is None else (len(shared.cuts), shared.kept_bytes)
+    return (0, 0) if shared is None or shared._store is None else (len(shared.cuts), shared._store.size)
 
 
 def line(stage: Stage) -> str:
