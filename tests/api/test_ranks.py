@@ -32,6 +32,8 @@ def run_script(folder: Path, *options: str) -> tuple[int, dict[str, dict[int, An
     )
     said: dict[str, dict[int, Any]] = {}
     for line in done.stdout.splitlines():
+        if not line.startswith("["):  # MPICH's launcher says on standard output, too, that a rank has died
+            continue
         rank, what, value = json.loads(line)
         said.setdefault(what, {}).setdefault(rank, []).append(value)
     return done.returncode, said, done.stderr
