@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from distune.errors import DistuneError, TransportError
+from distune.errors import DistuneError
 
 if TYPE_CHECKING:
     from distune.config.job import TuningJob
@@ -67,7 +67,7 @@ def _send(link: Any, what: object) -> None:
 
 
 def _received(link: Any) -> Any:
-    from distune.distributed.mpi_link import Backoff
+    from distune.distributed.mpi_link import Backoff, MasterLostError
 
     backoff = Backoff()
     while True:
@@ -76,7 +76,7 @@ def _received(link: Any) -> Any:
                 raise message
             return message
         if 0 in link.lost:
-            raise TransportError("rank 0 is gone; run the same command again to resume")
+            raise MasterLostError
         time.sleep(backoff.pause(link.sending))
 
 
@@ -93,11 +93,13 @@ def _link() -> Any:
 
 def _abort_on_error(communicator: Any) -> None:
     """An error that ends the script on one rank ends the job: else the other ranks would wait for it for ever."""
+    from distune.distributed.mpi_link import end_job
+
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         before(kind, error, traceback)
         sys.stderr.flush()
-        communicator.Abort(1)
+        end_job(communicator, error)
 
     sys.excepthook = hook

@@ -14,7 +14,7 @@ from distune.distributed import mpi_protocol as p
 from distune.distributed.chaos import Chaos, Fate
 from distune.distributed.child import ChildWorker
 from distune.distributed.files import FileStore, is_lacking
-from distune.distributed.mpi_link import Backoff, MpiLink
+from distune.distributed.mpi_link import Backoff, MasterLostError, MpiLink
 from distune.distributed.placement import settle
 from distune.distributed.topology import worker_info
 from distune.distributed.worker import InlineWorker, Worker, unpack_job, wait_for
@@ -29,10 +29,6 @@ def versions() -> tuple[tuple[str, str], ...]:
     """What must be equal on all ranks."""
     python = ".".join(platform.python_version_tuple()[:2])
     return (("distune", distune.__version__), ("python", python))
-
-
-class MasterLostError(TransportError):
-    """Rank 0 is gone."""
 
 
 class Agent:
@@ -93,7 +89,7 @@ class Agent:
         """One round; says whether anything happened."""
         messages = self._link.receive()
         if 0 in self._link.lost:
-            raise MasterLostError("rank 0 is gone; run the same command again to resume")
+            raise MasterLostError
         for _, message in messages:
             self._handlers[type(message)](message)
         results = self._worker.receive() if self._worker is not None and self._exit_code is None else []

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from distune.config.job import TuningJob
 from distune.distributed import mpi_protocol as p
-from distune.distributed.agent import Agent, MasterLostError, versions
+from distune.distributed.agent import Agent, versions
 from distune.distributed.chaos import Chaos
 from distune.distributed.child import ChildWorker
 from distune.distributed.files import file_entry, files_of, folders_of, read_chunks
 from distune.distributed.limits import memory_limits
-from distune.distributed.mpi_link import Backoff, MpiLink, import_mpi, survives_losses
+from distune.distributed.mpi_link import Backoff, MpiLink, end_job, import_mpi, survives_losses
 from distune.distributed.output import OutputLog
 from distune.distributed.placement import place, settle
 from distune.distributed.runner_host import DEFAULT_RUNNER
@@ -141,13 +141,7 @@ def serve(communicator: Any) -> int:
         communicator: From ``connect``.
     """
     with aborting_on_error(communicator), _ending_with_the_launcher():
-        try:
-            return Agent(communicator).run()
-        except MasterLostError as error:
-            # Each rank sees that for itself. Where several call Abort at once Open MPI 5.0's launcher sometimes waits
-            # for ever when all have gone (6 of 92 runs; ended so, none of 148).
-            print(f"rank {communicator.Get_rank()} on {host_name()}: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
+        return Agent(communicator).run()
 
 
 @contextmanager
@@ -194,7 +188,7 @@ def aborting_on_error(communicator: Any) -> Iterator[None]:
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
         print(f"rank {communicator.Get_rank()} on {host_name()} failed:\n{text}", file=sys.stderr, flush=True)
-        communicator.Abort(1)
+        end_job(communicator, error)
         raise
 
 

@@ -25,7 +25,7 @@ from distune.journal.files import write_file
 from distune.journal.workspace import Workspace
 from distune.space.op_config import TuningConfig
 from distune.space.tuning_space import Variant
-from distune.trial.messages import Calibrate, Failure, LoadStatistics, Statistics
+from distune.trial.messages import Calibrate, Failure, LoadStatistics, RequestBody, Statistics
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -61,6 +61,12 @@ class Calibrator:
     def ready(self, config: TuningConfig) -> bool:
         """Whether every worker has what ``config`` needs, so that ``ensure`` has nothing to do."""
         return not config.sampling_size or all(starmap(self._has, self._needed(config)))
+
+    def prepare(self, body: RequestBody, *configs: TuningConfig) -> None:
+        """``ensure`` for all ``configs`` that ``body`` needs, unless the journal answers it."""
+        if not self._dispatcher.knows(body):
+            for config in configs:
+                self.ensure(config)
 
     def ensure(self, config: TuningConfig) -> None:
         """Calibrate for ``config`` unless that was done already; waits until every worker will have it.

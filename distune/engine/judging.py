@@ -151,8 +151,7 @@ class Judging:
     def _survey(self, stage: Stage, base: TuningConfig) -> None:
         """Have the samples found that rank what differs from ``base`` in one op."""
         body = self._survey_request(base)
-        if not self._dispatcher.knows(body):
-            self._calibrator.ensure(base)
+        self._calibrator.prepare(body, base)
         (outcome,) = self._dispatcher.wait([self._run_ahead.submit(body)])
         self._trial(stage, Candidate(base), outcome)
         self._decisive.take(base, outcome.body)
@@ -196,8 +195,7 @@ class Judging:
     def _confirm(self, trial: Trial, stage: Stage) -> int:
         """Have ``trial`` judged as it is deployed; gives the task."""
         body = self._confirmations.request(self._request(trial.config, stage))
-        if not self._dispatcher.knows(body):  # the journal may hold the first answer alone
-            self._calibrator.ensure(trial.config)
+        self._calibrator.prepare(body, trial.config)  # the journal may hold the first answer alone
         task = self._dispatcher.submit(body)
         self._confirmations.begin(task, trial)
         return task
@@ -242,10 +240,8 @@ class Judging:
 
     def _submit(self, config: TuningConfig, stage: Stage) -> int:
         body = self._request(config, stage)
-        if not self._dispatcher.knows(body):
-            if stage.base is not None:  # workers make it, too, for what its trials have in common with it
-                self._calibrator.ensure(stage.base)
-            self._calibrator.ensure(config)
+        # Workers make the base, too, for what its trials have in common with it.
+        self._calibrator.prepare(body, *([] if stage.base is None else [stage.base]), config)
         return self._run_ahead.submit(body)
 
     def _request(self, config: TuningConfig, stage: Stage) -> Judge:
@@ -470,9 +466,10 @@ class Judging:
     def _probe(self, stage: ProbeStage) -> ProbeResult:
         self._listener.on(events.StageStarted(stage.name, None, self._book.remaining))
         start = self._dispatcher.now()
-        for config in stage.configs:
-            self._calibrator.ensure(config)
-        tasks = [self._run_ahead.submit(body) for body in shards(stage)]
+        bodies = shards(stage)
+        for body in bodies:
+            self._calibrator.prepare(body, *stage.configs)
+        tasks = [self._run_ahead.submit(body) for body in bodies]
         answers: list[ProbeAnswer] = []
         for outcome in self._dispatcher.wait_until(self._out_of_time, tasks):
             if isinstance(outcome.body, ProbeAnswer):

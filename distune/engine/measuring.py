@@ -83,14 +83,12 @@ class Measuring:
 
     def _submit_latency(self, config: TuningConfig) -> int:
         body = MeasureLatency(config)
-        if not self._dispatcher.knows(body):
-            self._calibrator.ensure(config)
+        self._calibrator.prepare(body, config)
         return self._dispatcher.submit(body, exclusive=True)
 
     def _submit_footprint(self, config: TuningConfig) -> int:
         body = MeasureFootprint(config)
-        if not self._dispatcher.knows(body):
-            self._calibrator.ensure(config)
+        self._calibrator.prepare(body, config)
         return self._dispatcher.submit(body)
 
     def _with_latency(self, trial: Trial, outcome: Outcome) -> Trial:

@@ -334,7 +334,7 @@ class Tuner:
             return
         trial, request = wanted
         assert self._calibrator is not None  # set by _open_journal
-        self._calibrator.ensure(trial.config)
+        self._calibrator.prepare(request, trial.config)
         found = diagnosis.look(self._dispatcher, trial, request)
         if isinstance(found, diagnosis.Diagnosis):
             self._tell(events.Diagnosed(found.trial, found.ops))
@@ -357,8 +357,9 @@ class Tuner:
 
     def _begin_export(self, trial: Trial) -> int:
         assert self._calibrator is not None  # set by _open_journal
-        self._calibrator.ensure(trial.config)
-        return self._dispatcher.submit(Export(trial.config))
+        body = Export(trial.config)
+        self._calibrator.prepare(body, trial.config)
+        return self._dispatcher.submit(body)
 
     def _exported(self, task: int) -> Exported:
         outcome = self._dispatcher.wait([task])[0]
