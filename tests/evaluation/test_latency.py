@@ -254,16 +254,17 @@ def test_the_tie_set_is_what_overlaps_the_fastest() -> None:
 
 
 @pytest.mark.assets
-def test_a_real_model_is_as_fast_as_itself(assets: Path) -> None:
+def test_a_loaded_model_is_as_fast_as_itself(assets: Path) -> None:
     import numpy as np
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path = assets / "models" / "resnet20_cifar10.onnx"
     feed = {"input": np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)}
-    first, second = (ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for _ in range(2))
-    latency = measure(lambda: first.run(None, feed), lambda: second.run(None, feed), max_seconds=3)
+    # Loaded once: two loads of one model differ by what memory each was given, which is a difference, and no noise.
+    path = assets / "models" / "resnet20_cifar10.onnx"
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    latency = measure(lambda: session.run(None, feed), lambda: session.run(None, feed), max_seconds=3)
     # One interval in twenty may miss the truth, but by no more than the resolution that was asked for.
     assert latency.ci_low - 0.01 <= 1 <= latency.ci_high + 0.01
