@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
 
 from distune.config.job import TuningJob
 from distune.engine import events
 from distune.engine.ahead import RunAhead
+from distune.engine.answers import Answers
+from distune.engine.asking import Asking
 from distune.engine.book import TrialBook
 from distune.engine.calibration import Calibrator
 from distune.engine.confirmation import Confirmations
 from distune.engine.decisions import DecisionLog
-from distune.engine.decisive import DecisiveRanking
-from distune.engine.dispatcher import Dispatcher, Outcome
+from distune.engine.dispatcher import Dispatcher
 from distune.engine.measuring import Measuring
 from distune.engine.outcome import StageRecord
 from distune.engine.probing import merged, shards
-from distune.engine.quarantine import STRIKING
 from distune.engine.speculation import Speculation
 from distune.engine.stage_run import LAST_ROUNDS, Decision, StageRun, completed
-from distune.errors import TransportError
-from distune.evaluation.criterion import all_meet, meets
 from distune.evaluation.order import SampleOrder
 from distune.space.op_config import TuningConfig
 from distune.strategies.base import Answer, TuningFinished, Wanted
 from distune.strategies.fallback import ranking_values
-from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial, Verdict
+from distune.strategies.stage import Candidate, ProbeResult, ProbeStage, Stage, StageResult, Trial
 from distune.trial.messages import (
-    Accuracy,
     Failure,
     Judge,
     ProbeAnswer,
@@ -44,13 +39,13 @@ class Judging:
     """See the module's description.
 
     Attributes:
+        answers: Makes trials of answers.
         measuring: Latency and footprint of trials.
         decisions: Where what is decided is entered.
         stages: The stages so far.
         fallback_order: The order of groups that the last fallback stage followed.
         op_impact: Accuracy gained by returning each group alone to floating point.
         out_of_budget: Trials or time ran out.
-        quantize_s, accuracy_s, inference_s, compile_s: Seconds of all trials, summed over the ranks.
     """
 
     def __init__(
@@ -74,19 +69,17 @@ class Judging:
         self.measuring = Measuring(job, dispatcher, calibrator, book, listener)
         self._finished = False
         self._timed_out = False
-        self._explained: set[str] = set()
-        self._order: SampleOrder | None = None
-        self._decisive = DecisiveRanking(job, book)
+        self._asking = Asking(job, book)
+        self.answers = Answers(job, book, listener)
         self.stages: list[StageRecord] = []
         self.fallback_order: tuple[str, ...] = ()
         self.op_impact: dict[str, float] = {}
         self.out_of_budget = False
         self._run_ahead = RunAhead(dispatcher, calibrator, self._likely)
-        self.quantize_s = self.accuracy_s = self.inference_s = self.compile_s = 0.0
 
     def use(self, order: SampleOrder) -> None:
         """Have every worker score the samples in this order: trials may end early from now on."""
-        self._order = order
+        self._asking.use(order)
         self._dispatcher.broadcast(UseOrder(order.encode()))
 
     def judge(self, wanted: Wanted) -> Answer:
@@ -127,9 +120,9 @@ class Judging:
     def _stage(self, stage: Stage) -> StageResult:
         start = self._dispatcher.now()
         total = _total(stage)
-        run = StageRun(stage, self._book, self._stop_at_first, lambda trial: self._is_enough(stage, trial))
-        ranked = self._decisive.base(stage, self._order)
-        if ranked is not None and not self._decisive.knows(ranked):
+        run = StageRun(stage, self._book, self._stop_at_first, lambda trial: self._asking.is_enough(stage, trial))
+        ranked = self._asking.to_survey(stage)
+        if ranked is not None:
             self._survey(stage, ranked)
         base = self._book.best if stage.base is None else self._book.find(stage.base.hash)
         if stage.order:
@@ -150,11 +143,11 @@ class Judging:
 
     def _survey(self, stage: Stage, base: TuningConfig) -> None:
         """Have the samples found that rank what differs from ``base`` in one op."""
-        body = self._survey_request(base)
+        body = self._asking.survey_request(base)
         self._calibrator.prepare(body, base)
         (outcome,) = self._dispatcher.wait([self._run_ahead.submit(body)])
-        self._trial(stage, Candidate(base), outcome)
-        self._decisive.take(base, outcome.body)
+        self.answers.trial(stage, Candidate(base), outcome)
+        self._asking.surveyed(base, outcome.body)
 
     def _decide(self, run: StageRun, total: int | None) -> None:
         """Have the stage's candidates judged until it ends."""
@@ -163,7 +156,7 @@ class Judging:
         while True:
             waiting += run.want(self._ahead(run.stage), self._last(run.stage, total))
             # What the journal answers comes first: it may end the stage, and then nothing new needs to begin.
-            known = [c for c in waiting if self._dispatcher.knows(self._request(c.config, run.stage))]
+            known = [c for c in waiting if self._dispatcher.knows(self._asking.request(c.config, run.stage))]
             submitted, waiting = (known, [c for c in waiting if c not in known]) if known else (waiting, [])
             for candidate in submitted:
                 tasks[self._submit(candidate.config, run.stage)] = candidate
@@ -184,7 +177,7 @@ class Judging:
             if outcome is None:
                 continue
             candidate = tasks.pop(task_id)
-            trial = self._trial(run.stage, candidate, outcome)
+            trial = self.answers.trial(run.stage, candidate, outcome)
             if self._confirmations.needs(task_id, trial):
                 again = self._confirm(trial, run.stage)
                 tasks[again] = candidate
@@ -194,7 +187,7 @@ class Judging:
 
     def _confirm(self, trial: Trial, stage: Stage) -> int:
         """Have ``trial`` judged as it is deployed; gives the task."""
-        body = self._confirmations.request(self._request(trial.config, stage))
+        body = self._confirmations.request(self._asking.request(trial.config, stage))
         self._calibrator.prepare(body, trial.config)  # the journal may hold the first answer alone
         task = self._dispatcher.submit(body)
         self._confirmations.begin(task, trial)
@@ -218,15 +211,15 @@ class Judging:
 
     def _likely(self, stage: Stage) -> Iterator[Judge]:
         """What a stage that may come would ask, as far as the trials so far do not answer it."""
-        ranked = self._decisive.base(stage, self._order)
-        if ranked is not None and not self._decisive.knows(ranked):
-            yield self._survey_request(ranked)
+        ranked = self._asking.to_survey(stage)
+        if ranked is not None:
+            yield self._asking.survey_request(ranked)
             return
         for candidate in stage.candidates:
             config = candidate.config if isinstance(candidate, Candidate) else candidate
             known = self._book.find(config.hash)
-            if known is None or not self._is_enough(stage, known):
-                yield self._request(config, stage)
+            if known is None or not self._asking.is_enough(stage, known):
+                yield self._asking.request(config, stage)
 
     def _ahead(self, stage: Stage) -> int:
         """Candidates that may be open at once: enough that no worker waits for the master."""
@@ -239,103 +232,10 @@ class Judging:
         return LAST_ROUNDS * workers if stage.base is not None and total is not None and workers > 1 else 0
 
     def _submit(self, config: TuningConfig, stage: Stage) -> int:
-        body = self._request(config, stage)
+        body = self._asking.request(config, stage)
         # Workers make the base, too, for what its trials have in common with it.
         self._calibrator.prepare(body, *([] if stage.base is None else [stage.base]), config)
         return self._run_ahead.submit(body)
-
-    def _request(self, config: TuningConfig, stage: Stage) -> Judge:
-        wanted = self._looked_at(stage)
-        targets = tuple((name, item.value, item.higher_is_better) for name, item in self._book.targets.items())
-        floor = stage.floor if wanted == "verdict" else None
-        body = Judge(config, wanted, self._book.target, self._job.criterion.higher_is_better, floor, targets)
-        ranked = self._decisive.base(stage, self._order)
-        return self._decisive.completed(body, ranked) if wanted == "ranking" and ranked is not None else body
-
-    def _survey_request(self, base: TuningConfig) -> Judge:
-        return replace(self._request(base, Stage("survey", ())), accuracy="survey")
-
-    def _looked_at(self, stage: Stage) -> Literal["verdict", "ranking", "exact"]:
-        """How closely the candidates of a stage are looked at."""
-        if self._order is None:
-            return "exact"
-        if stage.accuracy == "verdict" and self._job.early_verdict:
-            return "verdict"
-        return "exact" if self._decisive.base(stage, self._order) is None else "ranking"
-
-    def _is_enough(self, stage: Stage, trial: Trial) -> bool:
-        """Whether a stage needs to know no more of a trial of before."""
-        if trial.complete:
-            return True
-        match self._looked_at(stage):
-            case "verdict":
-                return trial.verdict == "not_met" and (stage.floor is None or not self._may_reach(trial, stage.floor))
-            case "ranking":
-                return trial.score is not None
-        return False
-
-    def _may_reach(self, trial: Trial, accuracy: float) -> bool:
-        """Whether a trial that ended early may be at least as good as ``accuracy``."""
-        higher = self._job.criterion.higher_is_better
-        limit = trial.accuracy_high if higher else trial.accuracy_low
-        return limit is None or meets(limit, accuracy, higher)
-
-    def _trial(self, stage: Stage, candidate: Candidate, outcome: Outcome) -> Trial:
-        trial = Trial(
-            id=0,
-            stage=stage.name,
-            config=candidate.config,
-            verdict="failed",
-            label=candidate.label,
-            rank=outcome.rank,
-            host=outcome.host,
-            start_s=outcome.start_s,
-            end_s=outcome.end_s,
-            attempts=outcome.attempts,
-        )
-        body = outcome.body
-        if isinstance(body, Failure):
-            self._explain(body, outcome)
-            return replace(trial, reason=body.message)
-        if not isinstance(body, Accuracy):
-            raise TransportError(f"worker {outcome.rank} answered Judge with {type(body).__name__}")
-        self.quantize_s += body.quantize_s
-        self.accuracy_s += body.evaluate_s
-        self.inference_s += body.inference_s
-        self.compile_s += body.compile_s
-        return replace(
-            trial,
-            verdict=self._verdict(body),
-            accuracy=body.value if body.complete else None,
-            accuracy_low=_finite(body.low),
-            accuracy_high=_finite(body.high),
-            score=body.score,
-            metrics=body.metrics,
-            samples=body.samples,
-            complete=body.complete,
-            size_bytes=body.size_bytes,
-            ops_executed_int8=body.ops_executed_int8,
-            warnings=body.warnings,
-        )
-
-    def _explain(self, failure: Failure, outcome: Outcome) -> None:
-        """Warn of a failed trial, of each cause once, with the traceback; of a quarantined config others have."""
-        if failure.kind in STRIKING:
-            return
-        cause = failure.detail or failure.message
-        if cause not in self._explained:
-            self._explained.add(cause)
-            text = f"a trial failed: {failure.message}" + (f"\n{failure.detail}" if failure.detail else "")
-            self._listener.on(events.Warned(text, outcome.rank, outcome.host))
-
-    def _verdict(self, body: Accuracy) -> Verdict:
-        if not body.complete:
-            return "not_met" if body.verdict is False else "not_judged"
-        if self._book.targets:
-            met = all_meet(body.metrics, self._book.targets)
-        else:
-            met = meets(body.value, self._book.target, self._job.criterion.higher_is_better)
-        return "met" if met else "not_met"
 
     def _enter(self, stage: Stage, decision: Decision, total: int | None) -> None:
         trial = decision.trial
@@ -431,7 +331,7 @@ class Judging:
         best = self._book.best
         floor = None if best is None else best.accuracy
         pending = [trial for trial in self._book.trials if not trial.complete and not trial.config.is_fp32]
-        return [trial for trial in pending if floor is None or self._may_reach(trial, floor)]
+        return [trial for trial in pending if floor is None or self._asking.may_reach(trial, floor)]
 
     def _score_on(self, trials: list[Trial]) -> None:
         """Score trials that ended early again, until they are known to be worse than the best, or exactly."""
@@ -441,11 +341,11 @@ class Judging:
         tasks = [self._submit(trial.config, stage) for trial in trials]
         for trial, task, outcome in zip(trials, tasks, self._dispatcher.wait(tasks), strict=True):
             candidate = Candidate(trial.config, trial.label)
-            again = self._trial(stage, candidate, outcome)
+            again = self.answers.trial(stage, candidate, outcome)
             if self._confirmations.needs(task, again):
                 second = self._confirm(again, stage)
                 (confirmed,) = self._dispatcher.wait([second])
-                again = self._confirmations.settle(second, self._trial(stage, candidate, confirmed))
+                again = self._confirmations.settle(second, self.answers.trial(stage, candidate, confirmed))
             self._book.update(completed(trial, again))
 
     def free_the_workers(self) -> None:
@@ -508,10 +408,6 @@ class Judging:
                 stopped = upcoming.get("stopped")
                 self._timed_out = stopped is not None and timeout <= stopped
         return self._timed_out
-
-
-def _finite(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None
 
 
 def _total(stage: Stage) -> int | None:
