@@ -3,9 +3,7 @@
 Per tensor three things are kept, each of which merges exactly:
 
 * minimum and maximum of every batch, indexed by the batch's global number (moving averages follow from them);
-* where they are wanted, integer counts in bins whose width is a power of two and whose edges are aligned at 0. When the
-  range grows the width doubles, and two old bins are exactly one new bin, so the counts are those of the final width
-  whatever came first (a histogram with data-dependent edges depends on the order of the batches);
+* where they are wanted, counts of the values (``backends.histogram``);
 * how many values were finite, and how many were not.
 
 Attention masks put constants such as -1e9, -65504 or -10000 into tensors whose other values are small. Values from
@@ -33,15 +31,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distune.backends.channel_statistics import ChannelStatistics
+from distune.backends.histogram import Histogram
+from distune.backends.range_algorithms import kl_range, moving_average, percentile_range
 from distune.backends.second_moments import SecondMoments
 from distune.errors import TrialError
 from distune.space.op_config import HISTOGRAM_ALGORITHMS
 
 STATISTICS_VERSION = 5
 """Changes with what the statistics hold, so that nobody reads older ones."""
-
-BINS_LOG2 = 12
-"""Bins on each side of zero, as a power of two; the largest magnitude lies in the outer half of them."""
 
 MASK_MAGNITUDE = 8192.0
 """Magnitude from which a value may be a mask constant (BERT's is -10000)."""
@@ -52,62 +49,8 @@ MASK_GAP = 8.0
 DEFAULT_PERCENTILE = 99.99
 """Percentage of the values that the ``percentile`` algorithm keeps inside the range."""
 
-_BINS = 1 << BINS_LOG2
-_MIN_EXPONENT = -126
 _CHUNK = 1 << 16
 _MAGIC = b"DSTAT%d" % STATISTICS_VERSION
-_MOVING_WEIGHT = 0.01
-_KL_BINS = 2048
-_KL_STEP = 16
-_KL_VALUES_PER_BIN = 4
-
-
-@dataclass
-class Histogram:
-    """Counts of values in bins of width ``2**exponent`` aligned at 0.
-
-    Bin ``i`` of ``counts`` holds values in ``[(i - 4096) * width, (i - 4095) * width)``.
-
-    Attributes:
-        exponent: Power of two of the bin width: the smallest for which every value lies inside.
-        counts: int64 [8192].
-    """
-
-    exponent: int = _MIN_EXPONENT
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * _BINS, np.int64))
-
-    def add(self, values: NDArray[np.floating[Any]], low: float, high: float) -> None:
-        """Count finite ``values`` [n], of which ``low`` is the smallest and ``high`` the largest."""
-        if values.size == 0:
-            return
-        self._widen(_exponent_for(max(abs(low), abs(high))))
-        # Scaling by a power of two is exact: up in float32 too, down only where subnormal values have room.
-        dtype = np.dtype(np.float32 if values.dtype == np.float32 and self.exponent <= 0 else np.float64)
-        scaled = np.multiply(values, dtype.type(2.0**-self.exponent), dtype=dtype)
-        np.floor(scaled, out=scaled)
-        np.add(scaled, _BINS, out=scaled)
-        self.counts += np.bincount(scaled.astype(np.int64), minlength=2 * _BINS)
-
-    def merge(self, other: Histogram) -> None:
-        """Add the counts of ``other``, exactly."""
-        exponent = max(self.exponent, other.exponent)
-        self._widen(exponent)
-        self.counts += _coarsened(other.counts, exponent - other.exponent)
-
-    @property
-    def total(self) -> int:
-        """Values counted."""
-        return int(self.counts.sum())
-
-    @property
-    def width(self) -> float:
-        """Bin width in the tensor's unit."""
-        return math.ldexp(1.0, self.exponent)
-
-    def _widen(self, exponent: int) -> None:
-        if exponent > self.exponent:
-            self.counts = _coarsened(self.counts, exponent - self.exponent)
-            self.exponent = exponent
 
 
 @dataclass
@@ -182,7 +125,7 @@ class TensorStatistics:
             return False
         bounds = np.array(list(self.batches.values()))
         largest = max(-bounds[:, 0].min(), bounds[:, 1].max())
-        positive = _smallest_magnitude(self.large)
+        positive = self.large.smallest_magnitude()
         return bool(positive >= MASK_GAP * largest)
 
     def batch_ranges(self) -> NDArray[np.float64]:
@@ -253,7 +196,7 @@ class CalibrationStatistics:
         """The range that ``algorithm`` gives a tensor; both ends are exact float32 values.
 
         Args:
-            algorithm: ``minmax``; ``moving_average`` (see ``_moving_average``); ``kl`` (see ``_kl_range``);
+            algorithm: ``minmax``; ``moving_average`` and ``kl`` (see ``backends.range_algorithms``);
                 ``percentile``: the range that leaves out ``(100 - percentile) / 2`` percent of the values at each end.
 
         Raises:
@@ -347,11 +290,11 @@ class CalibrationStatistics:
         if algorithm in HISTOGRAM_ALGORITHMS and not self.histograms:
             raise TrialError(f"the values of tensor {tensor!r} were not counted, which algorithm {algorithm!r} needs")
         if algorithm == "percentile":
-            below, above = _percentile_range(stats.histogram(), percentile)
+            below, above = percentile_range(stats.histogram(), percentile)
         elif algorithm == "kl":
-            below, above = _kl_range(stats.histogram())
+            below, above = kl_range(stats.histogram())
         elif algorithm == "moving_average":
-            below, above = _moving_average(ranges)
+            below, above = moving_average(ranges)
         else:
             raise TrialError(
                 f"unknown calibration algorithm {algorithm!r}; known: minmax, moving_average, kl, percentile"
@@ -422,90 +365,5 @@ def _read_tensors(blob: bytes) -> tuple[bool, dict[str, TensorStatistics], bytes
     return has_histograms, tensors, decompressor.unused_data
 
 
-def _percentile_range(histogram: Histogram, percentile: float) -> tuple[float, float]:
-    tail = (100.0 - percentile) / 200.0 * histogram.total
-    cumulated = np.cumsum(histogram.counts)
-    first = int(np.searchsorted(cumulated, tail, side="right"))
-    last = int(np.searchsorted(cumulated, histogram.total - tail, side="left"))
-    return (first - _BINS) * histogram.width, (last + 1 - _BINS) * histogram.width
-
-
-def _moving_average(ranges: NDArray[np.float64]) -> tuple[float, float]:
-    """The ends of the batches' ranges, averaged exponentially in the order of the batches.
-
-    B. Jacob et al., arXiv:1712.05877, section 3.1, with the weight of a new batch that PyTorch's observer has.
-    """
-    low, high = ranges[0]
-    for below, above in ranges[1:]:
-        low += _MOVING_WEIGHT * (below - low)
-        high += _MOVING_WEIGHT * (above - high)
-    return float(low), float(high)
-
-
-def _kl_range(histogram: Histogram) -> tuple[float, float]:
-    """The clipping threshold whose quantized distribution has the least Kullback-Leibler divergence from the real one.
-
-    S. Migacz, "8-bit Inference with TensorRT", GTC 2017 (S7310), slides 33-38: for every threshold the outliers are
-    added to the outermost bin, the rest is quantized to the available levels and expanded again over its non-empty
-    bins. Here over 2048 bins of magnitude, 128 levels (256 where the tensor has one sign and so all levels), and the
-    threshold applies to both signs.
-    """
-    positive, negative = histogram.counts[_BINS:], histogram.counts[:_BINS][::-1]
-    levels = 128 if positive.any() and negative.any() else 256
-    magnitudes = positive + negative
-    used = int(np.flatnonzero(magnitudes)[-1]) + 1
-    # A distribution of few values is mostly empty bins, in which clipping looks cheap: fewer, then none to choose from.
-    factor = -(-used // max(min(_KL_BINS, int(magnitudes.sum()) // _KL_VALUES_PER_BIN), levels))
-    bins = np.add.reduceat(magnitudes[: -(-used // factor) * factor], np.arange(0, used, factor)).astype(np.float64)
-    if len(bins) > 1:
-        bins[0] = bins[1]  # zeros, of which Relu makes many, are represented exactly: they must not decide
-    tails = np.concatenate([np.cumsum(bins[::-1])[::-1][1:], [0.0]])
-    best, threshold = math.inf, len(bins)
-    for count in [*range(levels, len(bins), _KL_STEP), len(bins)]:
-        reference = bins[:count].copy()
-        reference[-1] += tails[count - 1]
-        edges = np.arange(min(levels, count)) * count // min(levels, count)
-        present = bins[:count] > 0
-        sums = np.add.reduceat(bins[:count], edges)
-        filled = np.maximum(np.add.reduceat(present.astype(np.float64), edges), 1.0)
-        expanded = np.repeat(sums / filled, np.diff(np.append(edges, count))) * present
-        divergence = _kl_divergence(reference, expanded)
-        if divergence < best:
-            best, threshold = divergence, count
-    limit = threshold * factor * histogram.width
-    return -limit, limit
-
-
-def _kl_divergence(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
-    total = candidate.sum()
-    if total == 0:
-        return math.inf
-    p, q = reference / reference.sum(), candidate / total
-    # A bin that the candidate lost altogether (only outliers fell there) would cost infinitely: smoothed.
-    q = np.where((p > 0) & (q == 0), 1e-9, q)
-    at = p > 0
-    return float((p[at] * np.log(p[at] / q[at])).sum())
-
-
-def _exponent_for(magnitude: float) -> int:
-    return max(math.frexp(magnitude)[1] - BINS_LOG2, _MIN_EXPONENT)
-
-
-def _coarsened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    """The same counts in bins ``2**doublings`` times as wide; bins of each side keep their side of zero."""
-    if doublings == 0:
-        return counts
-    out = np.zeros_like(counts)
-    used = np.flatnonzero(counts)
-    np.add.at(out, ((used - _BINS) >> min(doublings, 62)) + _BINS, counts[used])
-    return out
-
-
 def _min_max(values: NDArray[np.float32]) -> tuple[float, float]:
     return (float(values.min()), float(values.max())) if values.size else (math.inf, -math.inf)
-
-
-def _smallest_magnitude(large: Histogram) -> float:
-    """Lower edge of the innermost bin in use: what is known of the smallest large value."""
-    used = np.flatnonzero(large.counts) - _BINS
-    return float(np.where(used >= 0, used, -used - 1).min()) * large.width

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distune.backends.statistics import CalibrationStatistics, Histogram, merge, nonfinite_values
+from distune.backends.histogram import Histogram
+from distune.backends.statistics import CalibrationStatistics, merge, nonfinite_values
 from distune.errors import TrialError
 
 ALGORITHMS = ("minmax", "kl", "percentile")
