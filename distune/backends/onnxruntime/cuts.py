@@ -31,7 +31,7 @@ class Cut:
     ops_before: int
 
 
-_NOTICEABLE = 0.1
+_NOTICEABLE = 0.25
 """Of a run of the whole model: what a cut must save, over all models together, to be worth its tensors."""
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})

@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -41,10 +42,13 @@ from distune.errors import ModelError
 _REFUSALS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
 
 _TRIED = 16
-"""Cuts of which it is found out what they cost and save, at most."""
+"""Cuts that are chosen from, at most."""
+
+_TIMED = 5
+"""Of these, how many are timed: each takes a session. What running from the others takes lies between."""
 
 _FEW = 8
-"""Rows that cuts are tried and proved on, at least; else a quarter of the batch."""
+"""Rows that cuts are tried and proved on, at least; else an eighth of the batch."""
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -173,13 +177,17 @@ class SharedPrefix:
         found = _run(up_to_all, few)
         rows = len(next(iter(few.values())))
         sizes = {name: array.nbytes * self._samples // rows for name, array in found.items()}
-        costs = {}
-        for cut in tried:
+        whole_s = _seconds(whole, few)
+        seconds = {0: whole_s, max(cut.ops_before for cut in tried) + 1: 0.0}
+        for cut in spread(tried, _TIMED):
             rest = suffix_session(self.base, cut, found[cut.tensor], self.threads)
             if rest is not None:
-                costs[cut.tensor] = _seconds(rest, {cut.tensor: found[cut.tensor]})
-        usable = [cut for cut in tried if cut.tensor in costs]
-        return worth_most(usable, sizes, costs, _seconds(whole, few), self._limit)
+                seconds[cut.ops_before] = _seconds(rest, {cut.tensor: found[cut.tensor]})
+        places = sorted(seconds)
+        costs = {
+            cut.tensor: float(np.interp(cut.ops_before, places, [seconds[place] for place in places])) for cut in tried
+        }
+        return worth_most(tried, sizes, costs, whole_s, self._limit)
 
     def _up_to(self, cuts: list[Cut]) -> ort.InferenceSession | None:
         model = part(self.base, list(self.base.graph.input), [value_of(cut) for cut in cuts]) if cuts else None
@@ -287,7 +295,7 @@ def _first_rows(model: onnx.ModelProto, feed: Feed) -> Feed:
     if any(not shapes[name] or shapes[name][0].HasField("dim_value") for name in feed):
         return feed
     rows = len(next(iter(feed.values())))
-    return {name: array[: max(_FEW, rows // 4)] for name, array in feed.items()}
+    return {name: array[: max(_FEW, rows // 8)] for name, array in feed.items()}
 
 
 def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
