@@ -131,6 +131,24 @@ def test_relu_stays_where_a_symmetric_range_does_not_clip_at_zero(dtype: str) ->
     assert np.square(expected - actual).mean() < 5e-3 * np.square(expected).mean()
 
 
+@pytest.mark.parametrize("cut_off", ["Relu", "Clip"])
+def test_an_output_of_the_graph_keeps_what_an_activation_behind_it_cuts_off(cut_off: str) -> None:
+    rng = np.random.default_rng(0)
+    bounds = ["zero", "one"] if cut_off == "Clip" else []
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["raw"], "head"),
+        helper.make_node(cut_off, ["raw", *bounds], ["cut"], "cut_off"),
+    ]
+    constants = {"w": rng.normal(size=(4, 3, 1, 1)), "zero": np.zeros(()), "one": np.ones(())}
+    arrays = {name: array.astype(np.float32) for name, array in constants.items()}
+    backend = backend_of(model(nodes, {"x": ["n", 3, 12, 12]}, ["raw", "cut"], arrays), images())
+    assert "cut_off" in default_config(backend).quantized_ops
+    feed = images()[0]
+    fp32, quantized = backend.load(None).predict(feed), backend.load(default_config(backend)).predict(feed)
+    for expected, actual in zip(fp32, quantized, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(fp32[0]).max())
+
+
 GROUPS = ("conv1", "conv2", "conv3", "pool", "fc")
 
 

@@ -1,9 +1,12 @@
 """ONNX Runtime's ``QDQQuantizer``, made fit for writing thousands of variants of one model.
 
-What it writes is unchanged, bit for bit; only what would be computed again for every variant is remembered: scales,
-zero points and integers of weights and biases that were quantized the same way before (it loops over channels in
-Python), and where in the graph something is (``indexed_model``). So a variant costs what it differs in from those
-before it.
+What would be computed again for every variant is remembered: scales, zero points and integers of weights and biases
+that were quantized the same way before (it loops over channels in Python), and where in the graph something is
+(``indexed_model``). So a variant costs what it differs in from those before it. The numbers are its own, except that
+
+* the range before a Relu or Clip is the one that is given: it would take theirs, though what they cut off may be an
+  output of the graph or read inside another graph;
+* a Relu or Clip, or an op's output in floating point, stays where it is told to.
 """
 
 from __future__ import annotations
@@ -170,6 +173,11 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         self.model = IndexedModel(self.model.model)  # the first to ask it for anything: the constructor calls this
         found: dict[str, QDQTensorQuantParams] = super().calc_graph_quant_params()
         return found
+
+    def adjust_tensor_ranges(self) -> None:
+        for node in self.model.nodes():
+            if node.op_type == "Softmax" and self.should_quantize_node(node):
+                self.tensors_range[node.output[0]] = TensorData(lowest=np.float32(0), highest=np.float32(1))
 
     # ------------------------------------------------------------------- one constant is asked for: show no others
 
