@@ -150,6 +150,7 @@ def _scores_and_targets(outputs: Any, labels: Any, metric: Metric) -> tuple[NDAr
 
 
 def _predicted_classes(outputs: Any, labels: Any, metric: Metric) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Predicted and wanted class ids; where scores are NaN the prediction is -1, which is no class."""
     found, targets = one_output(outputs, metric), one_label(labels, metric)
     if found.dtype.kind in "iub":
         return found.astype(np.int64), _targets(targets, found.shape, found, metric)
@@ -157,7 +158,7 @@ def _predicted_classes(outputs: Any, labels: Any, metric: Metric) -> tuple[NDArr
         flat = found.reshape(-1)
         if not metric.compare_label:
             targets = targets.reshape(-1) > 0.5
-        return (flat > 0.5).astype(np.int64), _targets(targets, flat.shape, found, metric)
+        return np.where(np.isnan(flat), -1, flat > 0.5), _targets(targets, flat.shape, found, metric, classes=2)
     wanted = _targets(targets, found.shape[:-1], found, metric, classes=found.shape[-1])
     predicted = found.argmax(axis=-1)
     return np.where(np.isnan(found.max(axis=-1)), -1, predicted), wanted

@@ -61,6 +61,16 @@ def test_a_model_that_gives_nan_is_wrong_everywhere(name: str) -> None:
     assert result(make("topk", k=3), np.full((7, 7), np.nan, np.float32), np.arange(7)) == 0
 
 
+@pytest.mark.parametrize("shape", [(10,), (10, 1)])
+def test_a_binary_classifier_that_gives_nan_is_wrong_where_class_0_is_right_as_well(shape: tuple[int, ...]) -> None:
+    probabilities, wanted = np.full(shape, np.nan, np.float32), np.arange(10) % 2
+    assert result(make("Accuracy"), probabilities, wanted) == 0
+    assert result(make("F1", average="macro"), probabilities, wanted) == 0
+    assert result(make("F1", average="weighted"), probabilities, wanted) == 0
+    with pytest.raises(DataError, match=r"labels go from -1 to 1 but the model has 2 classes"):
+        result(make("Accuracy"), probabilities, 2 * wanted - 1)
+
+
 def test_accuracy_of_scores_ids_and_probabilities() -> None:
     assert result(make("Accuracy"), LOGITS, CLASSES) == result(make("topk"), LOGITS, CLASSES)
     assert result(make("Accuracy"), LOGITS.argmax(1), CLASSES) == result(make("topk"), LOGITS, CLASSES)
