@@ -89,21 +89,26 @@ class BasicTuneStrategy(TuneStrategy):
         if (yield from self._or_faster(Stage(name, [Candidate(default, "default")]))):
             return
         if weight_only:
-            yield from self._layer_wise()
+            yield from self._layer_wise(default)
         yield from self._corrections(default)
         yield from self._all_recipes(default)
         yield from self._op_type_wise(default)
         yield from self._dynamic(default)
-        yield from self._recipes_one_by_one()
-        base = self._lead.config if self._lead is not None else default
+        yield from self._recipes_one_by_one(default)
+        base = self._base(default)
         for precision in self.space.precisions:
             yield from self.fallback(base, precision)
+
+    def _base(self, default: TuningConfig) -> TuningConfig:
+        """The config that scored best so far, ``default`` where none scored a number."""
+        return default if self._lead is None else self._lead.config
 
     def _ask(self, stage: Stage) -> Generator[Any, Any, StageResult]:
         """Have a stage judged and take from it a better base for the later ones, if there is one."""
         result: StageResult = yield self._as_far_as_needed(stage)
-        if self._lead is None:
-            self._lead = result.best
+        best = result.best
+        if self._lead is None and best is not None and best.accuracy is not None and not math.isnan(best.accuracy):
+            self._lead = best
         rivals = sorted(filter(self._leads, result.trials), key=self._loss)[:_RIVALS]
         over = result.finished or (result.met is not None and self.context.stop_at_first)
         if rivals and self._lead is not None and not over:
@@ -141,7 +146,7 @@ class BasicTuneStrategy(TuneStrategy):
         """
         lead = self._lead
         if lead is None or lead.accuracy is None or trial.accuracy is None:
-            return trial.accuracy is not None and (lead is None or lead.accuracy is None)
+            return False
         missing, gained = abs(self.record.target - lead.accuracy), abs(trial.accuracy - lead.accuracy)
         return (
             better(trial.accuracy, lead.accuracy, self.context.criterion.higher_is_better)
@@ -173,13 +178,12 @@ class BasicTuneStrategy(TuneStrategy):
             applied = base.with_recipes({recipe.name: recipe.choices[-1] for recipe in self.space.recipes})
             yield from self._ask(Stage("all recipes", [Candidate(self.space.effective(applied), "all recipes")]))
 
-    def _layer_wise(self) -> TuneGenerator:
+    def _layer_wise(self, default: TuningConfig) -> TuneGenerator:
         """Weight-only: bits and algorithm of single layers, from the best preset."""
-        if self._lead is not None:
-            limit = min(_LAYER_WISE_TRIALS, self.record.remaining // 4)
-            for stage in (yield from layer_wise(self.space, self._lead.config, limit)):
-                if stage is not None:
-                    yield from self._ask(stage)
+        limit = min(_LAYER_WISE_TRIALS, self.record.remaining // 4)
+        for stage in (yield from layer_wise(self.space, self._base(default), limit)):
+            if stage is not None:
+                yield from self._ask(stage)
 
     def op_type_wise_trials(self) -> int:
         """Trials that the op-type-wise stage may take."""
@@ -205,10 +209,8 @@ class BasicTuneStrategy(TuneStrategy):
             if first is not None:
                 yield from self._ask(Stage("dynamic", [Candidate(first.config, "dynamic")]))
 
-    def _recipes_one_by_one(self) -> TuneGenerator:
-        if self._lead is None:
-            return
-        base = self._lead.config
+    def _recipes_one_by_one(self, default: TuningConfig) -> TuneGenerator:
+        base = self._base(default)
         candidates = [
             Candidate(self.space.effective(base.with_recipes({recipe.name: choice})), f"{recipe.name}={choice}")
             for recipe in self.space.recipes

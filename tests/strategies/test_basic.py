@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from distune.space.capability import ModeOptions, OpInfo, TensorOptions
-from distune.space.op_config import FP32, OpConfig
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from distune.space.capability import ModeOptions, OpInfo, Recipe, TensorOptions
+from distune.space.op_config import FP32, OpConfig, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.fallback import accumulate
 from distune.strategies.stage import StageResult, Trial
@@ -17,6 +22,38 @@ def test_a_second_sampling_size_begins_with_its_own_default() -> None:
     )
     sizes = {trial.config.sampling_size for trial in played.trials if trial.stage.startswith("instance-wise")}
     assert sizes == {10, 20}
+
+
+@dataclass(frozen=True)
+class Broken(AdditiveModel):
+    """Activation ranges by minmax break the model; ``mending`` recipes do as other ranges do."""
+
+    breaks: float = math.nan
+    mending: frozenset[str] = frozenset()
+
+    def accuracy(self, config: TuningConfig) -> float:
+        tensors = [option.activation for _, option in config.ops if option.activation is not None]
+        mended = self.mending & {name for name, _ in config.recipes}
+        broken = not mended and any(tensor.algorithm == "minmax" for tensor in tensors)
+        return self.breaks if broken else super().accuracy(config)
+
+
+@pytest.mark.parametrize("breaks", [math.nan, -math.inf])
+def test_a_default_that_scores_no_number_gives_way_to_a_base_that_scores_one(breaks: float) -> None:
+    played = play("basic", mixed_space(6), Broken({"op1": 0.02}, breaks=breaks))
+    assert played.quantized() == {f"op{index}" for index in range(6)} - {"op1"}
+
+
+def test_recipes_are_tried_one_by_one_where_nothing_before_scored_a_number() -> None:
+    recipes = tuple(Recipe(name, False, (False, True)) for name in ("breaks_more", "mends"))
+
+    class Mended(Broken):
+        def accuracy(self, config: TuningConfig) -> float:
+            return math.nan if "breaks_more" in dict(config.recipes) else super().accuracy(config)
+
+    model = Mended({"op1": 0.02}, mending=frozenset({"mends"}))
+    played = play("basic", mixed_space(6, PLAIN, recipes=recipes, known_recipes=recipes), model)
+    assert played.quantized() == {f"op{index}" for index in range(6)} - {"op1"}
 
 
 def test_instance_wise_fallback_orders_the_accumulated_one() -> None:
