@@ -221,6 +221,42 @@ def test_a_weight_shared_with_an_op_that_fell_back_stays_exact_there() -> None:
     assert index.producer[index.nodes["quantized"].input[1]].op_type == "DequantizeLinear"
 
 
+def tied_model(first: str) -> onnx.ModelProto:
+    """A Gemm that transposes its weight and a MatMul by the same weight, whose rows differ; either may come first."""
+    weight = np.random.default_rng(0).normal(size=(16, 16)) * np.linspace(0.02, 4, 16)[:, None]
+    before, after = ("x", "h"), ("h", "y")
+    (gemm_in, gemm_out), (matmul_in, matmul_out) = (before, after) if first == "gemm" else (after, before)
+    gemm = helper.make_node("Gemm", [gemm_in, "w"], [gemm_out], "gemm", transB=1)
+    matmul = helper.make_node("MatMul", [matmul_in, "w"], [matmul_out], "matmul")
+    nodes = [gemm, matmul] if first == "gemm" else [matmul, gemm]
+    return model(nodes, {"x": ["batch", 16]}, ["y"], {"w": weight.astype(np.float32)})
+
+
+@pytest.mark.parametrize("first", ["gemm", "matmul"])
+def test_a_weight_whose_readers_have_other_channels_is_quantized_per_tensor(first: str) -> None:
+    feed = {"x": np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32)}
+    backend = backend_of(tied_model(first), [feed])
+    config = default_config(backend)
+    loaded = backend.load(config)
+    assert initializer(loaded.native, "w_scale").shape == ()
+    expected, actual = backend.load(None).predict(feed)[0], loaded.predict(feed)[0]
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())
+    alone = backend.load(config.with_ops({"matmul": FP32})).native
+    assert initializer(alone, "w_scale").shape == (16,)
+
+
+def test_a_stack_of_matrices_is_quantized_per_tensor() -> None:
+    """The integer product knows scales of columns, which such a weight has of every matrix."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, 16, 8)).astype(np.float32)
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], "product")
+    feed = {"x": rng.normal(size=(4, 3, 5, 16)).astype(np.float32)}
+    backend = backend_of(model([product], {"x": ["batch", 3, 5, 16]}, ["y"], {"w": weight}), [feed])
+    expected = backend.load(None).predict(feed)[0]
+    actual = backend.load(default_config(backend)).predict(feed)[0]
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())
+
+
 def test_an_attention_graph_quantizes_both_kinds_of_matmul() -> None:
     backend = backend_of(attention_model(), sentences())
     loaded = backend.load(default_config(backend))

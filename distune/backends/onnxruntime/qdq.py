@@ -2,7 +2,8 @@
 
 Which config a tensor gets:
 
-* a weight: that of the op that owns it (of the first such op in graph order, where several share it);
+* a weight: that of the op that owns it (of the first such op in graph order, where several share it), but per tensor
+  where it has no channel axis for all quantized ops that read it;
 * an activation: that of the first quantized op in graph order that reads it, else of the op that writes it. Outputs of
   ops that only pass values on take scale and zero point of their input.
 """
@@ -90,7 +91,8 @@ def plan(model: PreparedModel, config: TuningConfig) -> Plan:
         op = static[node.name]
         own = weight_input(model.index, node)
         if own is not None and op.weight is not None:
-            weights.setdefault(own, (op.weight, _channel_axis(model.index, node, own, op.weight)))
+            axis = _channel_axis(model.index, node, own) if op.weight.granularity == "per_channel" else None
+            weights.setdefault(own, (op.weight, axis))
         if op.activation is None:
             continue
         for name in activation_inputs(model.index, node):
@@ -102,11 +104,15 @@ def plan(model: PreparedModel, config: TuningConfig) -> Plan:
             for name in node.input:
                 if name != own and name in model.index.initializers and model.index.is_float(name):
                     weights.setdefault(name, (op.activation, None))
+    names = dict.fromkeys(node.name for node in nodes)
+    for name, (weight, axis) in weights.items():
+        readers = [reader for reader in model.index.consumers[name] if reader.name in names]
+        if any(_channel_axis(model.index, reader, name) != axis for reader in readers):
+            weights[name] = (weight, None)
     activations = {**written, **read}
     shared = concat_ranges(model, nodes, activations) if recipes.get("scale_propagation_concat") else {}
     activations.update({name: activations[source] for name, source in shared.items()})
-    names = tuple(node.name for node in nodes)
-    return Plan(names, activations, weights, shared, quantizer_options(recipes), float_outputs)
+    return Plan(tuple(names), activations, weights, shared, quantizer_options(recipes), float_outputs)
 
 
 @dataclass(frozen=True)
@@ -204,13 +210,14 @@ def _quant_type(config: TensorConfig) -> QuantType:
     return _QUANT_TYPES[config.dtype]
 
 
-def _channel_axis(index: GraphIndex, node: onnx.NodeProto, weight: str, config: TensorConfig) -> int | None:
+def _channel_axis(index: GraphIndex, node: onnx.NodeProto, weight: str) -> int | None:
+    """The axis of output channels for ``node``, along which its integer kernel takes a scale each; ``None``: none."""
     rank = len(index.initializers[weight].dims)
-    if config.granularity != "per_channel" or rank < 2 or weight != node.input[1]:
+    if list(node.input).index(weight) != 1:
         return None
     if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
         return 0
-    return rank - 1
+    return 1 if node.op_type in ("Gemm", "MatMul") and rank == 2 else None
 
 
 def _separate_shared_constants(proto: onnx.ModelProto, index: GraphIndex, quantized: set[str]) -> None:
