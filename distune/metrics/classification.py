@@ -74,9 +74,12 @@ class Accuracy(PerSampleMetric):
 class F1(CollectingMetric):
     """F1 score by scikit-learn; outputs and labels as of ``Accuracy``.
 
+    Which F1 that is does not depend on what a model predicts, so that every model of a run is measured alike.
+
     Args:
-        average: ``binary``, ``micro``, ``macro``, ``weighted``; ``auto`` is binary where labels and predictions are
-            only 0 and 1, else macro.
+        average: ``binary`` (of class 1; no class at all is wrong), ``micro``, ``macro`` (mean over the classes the
+            labels have), ``weighted``; ``auto`` is binary where the labels are only 0 and 1 and the model has no more
+            classes, else macro.
     """
 
     def __init__(self, average: str = "auto", compare_label: bool = True) -> None:
@@ -84,19 +87,33 @@ class F1(CollectingMetric):
         if average not in ("auto", "binary", "micro", "macro", "weighted"):
             raise DataError(f"F1: average must be auto, binary, micro, macro or weighted, not {average!r}")
         self._average = average
+        self._at_most_two_classes = True
         self.compare_label = compare_label
 
     def prepare(self, outputs: Any, labels: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        found = one_output(outputs, self)
+        self._at_most_two_classes = found.dtype.kind in "iub" or found.ndim == 1 or found.shape[-1] <= 2
         predictions, targets = _predicted_classes(outputs, labels, self)
         return predictions.reshape(-1), targets.reshape(-1)
 
     def compute(self, predictions: NDArray[Any], labels: NDArray[Any]) -> float:
         from sklearn.metrics import f1_score
 
-        average = self._average
+        classes, average = np.unique(labels), self._average
         if average == "auto":
-            average = "binary" if {*np.unique(labels), *np.unique(predictions)} <= {0, 1} else "macro"
-        return float(f1_score(labels, predictions, average=average, zero_division=0.0))
+            average = "binary" if self._at_most_two_classes and {*classes} <= {0, 1} else "macro"
+        if average == "binary" and len({*classes, 1}) > 2:
+            raise DataError(
+                f"F1: average binary is of two classes, 1 and another, and the labels have {len(classes)}: "
+                f"{', '.join(map(str, classes[:5]))}{', ...' if len(classes) > 5 else ''}"
+            )
+        if average == "binary":
+            # An answer that is neither of the two classes, NaN above all, counts as the wrong one.
+            positive = labels == 1
+            return float(f1_score(positive, positive == (predictions == labels), zero_division=0.0))
+        # Of itself scikit-learn takes in the classes that are only predicted, and with them NaN.
+        counted = classes if average == "macro" else None
+        return float(f1_score(labels, predictions, labels=counted, average=average, zero_division=0.0))
 
 
 @metric_registry("ROC", "AUC")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
+from sklearn.metrics import f1_score
 
 from distune.config.job import ComponentSpec
 from distune.errors import DataError, UserCodeError
@@ -102,6 +103,26 @@ def test_roc_and_f1() -> None:
     assert result(make("F1"), np.array([0, 1, 1, 1]), truth) == pytest.approx(0.8)
     with pytest.raises(DataError, match="ROC"):
         result(make("ROC"), LOGITS, CLASSES)
+
+
+def test_what_a_model_answers_does_not_choose_the_f1_that_is_measured() -> None:
+    truth = np.repeat([0, 1], 50)
+    of_two, of_three = (np.eye(classes, dtype=np.float32)[truth] for classes in (2, 3))
+    of_two[[0, 50]] = np.nan
+    of_three[50] = [0, 0, 1]  # a class that no label has: no third F1, of 0, comes into the mean
+    assert result(make("F1"), of_two, truth) == pytest.approx(98 / 100)
+    assert result(make("F1", average="binary"), of_three, truth) == pytest.approx(98 / 99)
+    assert result(make("F1"), of_three, truth) == pytest.approx((1 + 98 / 99) / 2)
+    assert result(make("F1"), of_three.argmax(1), truth) == pytest.approx(98 / 99)  # ids: by the labels alone
+
+
+def test_f1_of_each_average_is_that_of_scikit_learn_where_predictions_are_labels() -> None:
+    ids = LOGITS.argmax(1)
+    assert set(ids) <= set(CLASSES)
+    for average, expected in (("auto", "macro"), ("macro",) * 2, ("micro",) * 2, ("weighted",) * 2):
+        assert result(make("F1", average=average), LOGITS, CLASSES) == f1_score(CLASSES, ids, average=expected)
+    with pytest.raises(DataError, match="F1: average binary is of two classes, 1 and another, and the labels have 7"):
+        result(make("F1", average="binary"), LOGITS, CLASSES)
 
 
 def test_a_constant_output_correlates_with_nothing() -> None:
