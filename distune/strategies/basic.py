@@ -118,7 +118,7 @@ class BasicTuneStrategy(TuneStrategy):
     def _as_far_as_needed(self, stage: Stage) -> Stage:
         """``stage``; where only a better base is looked for, what comes nowhere near one need not be scored in full."""
         lead = self._lead
-        if stage.use != "base" or lead is None or lead.accuracy is None or math.isnan(lead.accuracy):
+        if stage.use != "base" or lead is None or lead.accuracy is None or not math.isfinite(lead.accuracy):
             return stage
         step = NOTICEABLE * abs(self.record.target - lead.accuracy) * _NEARLY
         floor = lead.accuracy + (step if self.context.criterion.higher_is_better else -step)

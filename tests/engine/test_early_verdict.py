@@ -122,6 +122,26 @@ def test_decisions_are_those_of_complete_evaluations(tmp_path: Path, strategy: s
         assert ended_early
 
 
+@pytest.mark.parametrize("strategy", ["basic", "auto"])
+@pytest.mark.parametrize("higher", [True, False], ids=["higher", "lower"])
+def test_a_default_of_infinite_loss_changes_no_decision(tmp_path: Path, strategy: str, higher: bool) -> None:
+    """As a perplexity that overflows: how much better another config is cannot be said in advance."""
+
+    def overflowing(config: TuningConfig) -> float:
+        algorithms = {option.activation.algorithm for _, option in config.ops if option.activation is not None}
+        quantized = all(option.is_quantized for _, option in config.ops)
+        lost = math.inf if quantized and algorithms == {"minmax"} else 0.2 + random.Random(config.hash).random()
+        return -lost if higher else lost
+
+    def kind(of: type[Model]) -> Any:
+        return of(baseline=0.0, higher_is_better=higher, of=overflowing)
+
+    plain = tune(tmp_path / "plain", kind(Model), tuning(strategy, higher))
+    early = tune(tmp_path / "early", kind(EarlyModel), tuning(strategy, higher), workers=3)
+    assert decided(early) == decided(plain)
+    assert early.winner == plain.winner
+
+
 def test_the_best_effort_is_the_one_that_complete_evaluations_find(tmp_path: Path) -> None:
     """Nothing meets: of the trials that ended early the best must still be told."""
 

@@ -42,6 +42,7 @@ class Broken(AdditiveModel):
 def test_a_default_that_scores_no_number_gives_way_to_a_base_that_scores_one(breaks: float) -> None:
     played = play("basic", mixed_space(6), Broken({"op1": 0.02}, breaks=breaks))
     assert played.quantized() == {f"op{index}" for index in range(6)} - {"op1"}
+    assert all(stage.floor is None or math.isfinite(stage.floor) for stage in played.stages)
 
 
 def test_recipes_are_tried_one_by_one_where_nothing_before_scored_a_number() -> None:
