@@ -202,3 +202,72 @@ def test_memory_goes_to_the_cuts_that_save_most() -> None:
     assert [cut.tensor for cut in little] == ["t1", "t4", "t8"], "two models save a tenth each: less than writing costs"
     assert [cut.ops_before for cut in spread(cuts, 2)] == [1, 4]
     assert [cut.tensor for cut in spread([Cut("a", 2, 1), Cut("b", 2, 1)], 5)] == ["b"]
+
+
+def _sized_batches(sizes: list[int], rows: int = 9) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(7)
+    return [{"x": rng.normal(size=(rows, 3, size, size)).astype(np.float32)} for size in sizes]
+
+
+def _any_size(seed: int) -> onnx.ModelProto:
+    """``residual_network`` for images of any height and width."""
+    proto = residual_network(seed)
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    dims[2].dim_param, dims[3].dim_param = "height", "width"
+    return proto
+
+
+def _never(feed: Feed) -> list[NDArray[Any]]:
+    raise AssertionError("ran as a whole")
+
+
+def test_batches_of_images_of_another_size_run_from_the_cut_too() -> None:
+    backend = backend_of(_any_size(1), _sized_batches([8, 12], rows=4))
+    base, feeds = default_config(backend), _sized_batches([12, 8, 16, 12])
+    candidate = one_at_a_time(backend, base)[2]
+    whole = backend.load(candidate)
+    suffix = Suffix(SharedPrefix(backend._proto(base), 1, 36, LIMIT), backend._proto(candidate))
+    for key, feed in enumerate(feeds):
+        outputs = suffix.predict(key, feed, whole.predict if key == 0 else _never)
+        assert suffix.cut is not None
+        assert outputs[0].tobytes() == whole.predict(feed)[0].tobytes()
+
+
+def test_batches_of_another_size_run_as_a_whole_where_not_even_the_rank_is_known() -> None:
+    proto = _any_size(1)
+    proto.graph.node.insert(0, helper.make_node("Reshape", ["x", "sizes"], ["reshaped"], "reshape"))
+    proto.graph.node[1].input[0] = "reshaped"
+    proto.graph.input.append(helper.make_tensor_value_info("sizes", onnx.TensorProto.INT64, [None]))
+    del proto.graph.input[0].type.tensor_type.shape.dim[:]
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+
+    def feeds_of(sizes: list[int]) -> list[dict[str, np.ndarray]]:
+        return [{**feed, "sizes": np.array(feed["x"].shape)} for feed in _sized_batches(sizes)]
+
+    backend = backend_of(proto, feeds_of([8, 12]))
+    base, feeds = default_config(backend), feeds_of([12, 8, 12])
+    candidate = one_at_a_time(backend, base)[2]
+    whole = backend.load(candidate)
+    suffix = Suffix(SharedPrefix(backend._proto(base), 1, 27, LIMIT), backend._proto(candidate))
+    for key, feed in enumerate(feeds):
+        outputs = suffix.predict(key, feed, _never if key == 2 else whole.predict)
+        assert suffix.cut is not None
+        assert outputs[0].tobytes() == whole.predict(feed)[0].tobytes()
+
+
+def test_a_batch_without_rows_proves_nothing() -> None:
+    backend = backend_of(residual_network(1), batches(101, size=4))
+    base, feeds = default_config(backend), batches(1, count=1)
+    backend.share(base, samples=12, memory_limit=LIMIT)
+    loaded = backend.load(one_at_a_time(backend, base)[0])
+    assert loaded.predict_batch(0, {"x": feeds[0]["x"][:0]})[0].shape == (0, 5)
+    loaded.predict_batch(1, feeds[0])
+    assert loaded._suffix is not None
+    assert loaded._suffix.cut is not None
+
+
+def test_a_first_batch_without_rows_shares_nothing() -> None:
+    backend = backend_of(residual_network(1), batches(101, size=4))
+    shared = SharedPrefix(backend._proto(default_config(backend)), 1, 12, LIMIT)
+    shared.fill([(0, {"x": batches(1)[0]["x"][:0]})])
+    assert not shared.cuts

@@ -138,9 +138,8 @@ def part(
     return out
 
 
-def value_of(cut: Cut, shape: Sequence[int] = ()) -> onnx.ValueInfoProto:
-    """``cut``'s tensor as input or output of a graph; axis 0 of ``shape`` is the batch."""
-    dims = None if not shape else ["distune_batch", *shape[1:]]
+def value_of(cut: Cut, dims: Sequence[int | str | None] | None = None) -> onnx.ValueInfoProto:
+    """``cut``'s tensor as input or output of a graph; what is known of its dimensions are numbers and names."""
     return helper.make_tensor_value_info(cut.tensor, cut.element_type, dims)
 
 

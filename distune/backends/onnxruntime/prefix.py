@@ -8,8 +8,10 @@ a model runs from the last cut before its change. No number is different for it:
 * a model takes from a cut only if it computes that tensor by the same nodes and constants as the base;
 * and only after it has run a batch as a whole and from the cut, with the same bits in every output.
 
-Else it runs as a whole, as it does for batches that there was no room to keep. The ranks of a node compute and keep the
-tensors together (see ``prefix_store``).
+Else it runs as a whole, as it does for batches that there was no room to keep. What runs from a cut is told of the
+tensor's dimensions what ONNX Runtime infers of them in the base, neither more nor less: so it gets the kernels that the
+whole has, for batches of other sizes, too. Where nothing can be inferred, batches of another size run as a whole. The
+ranks of a node compute and keep the tensors together (see ``prefix_store``).
 """
 
 from __future__ import annotations
@@ -102,6 +104,10 @@ class SharedPrefix:
         alike = computed_alike(self.base, model, {cut.tensor for cut in self._cuts})
         return next((cut for cut in reversed(self._cuts) if cut.tensor in alike), None)
 
+    def runs_from(self, model: onnx.ModelProto, cut: Cut, tensor: NDArray[Any]) -> ort.InferenceSession | None:
+        """Runs ``model`` from ``cut`` on; ``None`` where it needs more than that tensor, given as an example."""
+        return None if self._session is None else _suffix_session(model, cut, tensor, self._session, self.threads)
+
     def distrust(self, cut: Cut) -> None:
         """Never use ``cut`` again: a model gave other numbers from there."""
         self._cuts = [other for other in self._cuts if other != cut]
@@ -136,7 +142,7 @@ class SharedPrefix:
             if key not in self._names:
                 self._names[key] = batch_name(feed)
             name = self._names[key]
-            with self._without_fail():
+            with self._without_fail(), suppress(*_REFUSALS):
                 if not self._store.has(name) and self._has_room and self._store.claim(name):
                     self._has_room = self._store.write(name, _run(self._session, feed))
                 if self._store.has(name):
@@ -171,16 +177,16 @@ class SharedPrefix:
     def _worth_keeping(self, tried: list[Cut], feed: Feed) -> list[Cut]:
         """The cuts that are worth their memory: by a few rows, which tell sizes and what is saved."""
         up_to_all, whole = self._up_to(tried), session_of(self.base, self.threads)
-        if up_to_all is None or whole is None:
-            return []
         few = _first_rows(self.base, feed)
+        rows = _rows(few)
+        if up_to_all is None or whole is None or not rows:
+            return []
         found = _run(up_to_all, few)
-        rows = len(next(iter(few.values())))
         sizes = {name: array.nbytes * self._samples // rows for name, array in found.items()}
         whole_s = _seconds(whole, few)
         seconds = {0: whole_s, max(cut.ops_before for cut in tried) + 1: 0.0}
         for cut in spread(tried, _TIMED):
-            rest = suffix_session(self.base, cut, found[cut.tensor], self.threads)
+            rest = _suffix_session(self.base, cut, found[cut.tensor], up_to_all, self.threads)
             if rest is not None:
                 seconds[cut.ops_before] = _seconds(rest, {cut.tensor: found[cut.tensor]})
         places = sorted(seconds)
@@ -227,6 +233,8 @@ class Suffix:
         Args:
             whole: Runs the complete model.
         """
+        if not _rows(feed):  # it would prove nothing
+            return whole(feed)
         model, self._model = self._model, None
         if model is not None:
             self._proved = self._prove(model, key, feed, whole)
@@ -234,7 +242,10 @@ class Suffix:
         if self._proved is None or tensor is None:
             return whole(feed)
         cut, session = self._proved
-        outputs: Outputs = session.run(None, {cut.tensor: tensor})
+        try:
+            outputs: Outputs = session.run(None, {cut.tensor: tensor})
+        except _REFUSALS:  # such as a tensor of another shape than the session was made for
+            return whole(feed)
         return outputs
 
     def _prove(
@@ -245,12 +256,12 @@ class Suffix:
         tensor = None if cut is None else self._shared.tensor(key, feed, cut)
         if cut is None or tensor is None:
             return None
-        session = suffix_session(model, cut, tensor, self._shared.threads)
+        session = self._shared.runs_from(model, cut, tensor)
         if session is None:
             return None
-        few, rows = _first_rows(model, feed), len(next(iter(feed.values())))
-        if len(tensor) == rows:
-            tensor = tensor[: len(next(iter(few.values())))]
+        few = _first_rows(model, feed)
+        if len(tensor) == _rows(feed):
+            tensor = tensor[: _rows(few)]
         else:
             few = feed
         try:
@@ -262,9 +273,18 @@ class Suffix:
         return None
 
 
-def suffix_session(model: onnx.ModelProto, cut: Cut, tensor: NDArray[Any], threads: int) -> ort.InferenceSession | None:
-    """Runs ``model`` from ``cut`` on; ``None`` where it needs more than that tensor, which is given as an example."""
-    rest = part(model, [value_of(cut, tensor.shape)], list(model.graph.output))
+def _suffix_session(
+    model: onnx.ModelProto, cut: Cut, tensor: NDArray[Any], prefix: ort.InferenceSession, threads: int
+) -> ort.InferenceSession | None:
+    """Runs ``model`` from ``cut`` on; ``None`` where it needs more than that tensor.
+
+    Args:
+        tensor: An example. Where its rank is not known beforehand, the input has its shape, but for the batch.
+        prefix: Has the tensor as an output, with what is known of its dimensions.
+    """
+    known = next(output.shape for output in prefix.get_outputs() if output.name == cut.tensor)
+    dims = known if len(known) == tensor.ndim else ["distune_batch", *tensor.shape[1:]]
+    rest = part(model, [value_of(cut, dims)], list(model.graph.output))
     return None if rest is None else session_of(rest, threads)
 
 
@@ -294,8 +314,13 @@ def _first_rows(model: onnx.ModelProto, feed: Feed) -> Feed:
     shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     if any(not shapes[name] or shapes[name][0].HasField("dim_value") for name in feed):
         return feed
-    rows = len(next(iter(feed.values())))
+    rows = _rows(feed)
     return {name: array[: max(_FEW, rows // 8)] for name, array in feed.items()}
+
+
+def _rows(feed: Feed) -> int:
+    """How many rows a batch has: the length of the first input that is no scalar."""
+    return next((len(array) for array in feed.values() if array.ndim), 1)
 
 
 def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
