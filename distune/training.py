@@ -298,20 +298,16 @@ class _Direct:
         self._converted = self._backend.quantized_by_training(self._config, learned)
 
     def save(self, folder: Path) -> tuple[Path, ...]:
+        from distune.report.saving import write_model
         from distune.report.tuning_config import SavedConfig
 
         if self._converted is None:
             raise UsageError("save: training has not ended; call callbacks.on_train_end() first")
         exported: ExportedModel = self._backend.exported_by_training(self._config, self.trainable.learned())
         saved = SavedConfig("pytorch", "default", self._config, exported.deploy)
-        content = {**exported.files, **saved.files()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, data in content.items():
-                (folder / name).write_bytes(data)
-        except OSError as error:
-            raise UsageError(f"save: cannot write {error.filename or folder}: {error.strerror or error}") from error
-        return tuple(folder / name for name in content)
+        content = {folder / name: data for name, data in {**exported.files, **saved.files()}.items()}
+        write_model(content, ())
+        return tuple(content)
 
 
 __all__ = ["Callbacks", "CompressionManager", "FitResult", "fit", "prepare_compression"]

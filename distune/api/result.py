@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distune.config.job import TuningJob
+from distune.distributed.files import files_of
 from distune.engine.outcome import OutcomeName, RunOutcome
 from distune.errors import UsageError
 from distune.report.result import RunResult
+from distune.report.saving import named_after, write_model
 from distune.report.tuning_config import SavedConfig
 from distune.space.op_config import TuningConfig
 from distune.strategies.stage import Trial
@@ -30,18 +33,24 @@ class FoundModel:
         trial: The trial that judged it.
         saved: Its tuning config, with what makes the model again without data.
         files: Content of its files by name, the model first; ``None`` on a rank that does not hold it.
+        sources: The files that it was made of, which ``save`` never writes over.
     """
 
     trial: Trial
     saved: SavedConfig
     files: Mapping[str, bytes] | None
+    sources: tuple[Path, ...] = ()
 
     @property
     def model(self) -> onnx.ModelProto | torch.nn.Module | None:
         """The model, loaded anew with each access; ``None`` on a rank that does not hold it.
 
-        A module holds quantize and dequantize nodes around floating-point ops and integer weights: ``torch.compile``
-        with ``torch._inductor.config.freezing`` makes integer kernels of it, as the run did that judged it.
+        An ``onnx.ModelProto`` has all its weights inside. A module holds quantize and dequantize nodes around
+        floating-point ops and integer weights: ``torch.compile`` with ``torch._inductor.config.freezing`` makes integer
+        kernels of it, as the run did that judged it.
+
+        Raises:
+            UsageError: The weights are too large for one ``onnx.ModelProto`` (2 GB); ``save`` writes them.
         """
         if self.files is None:
             return None
@@ -50,9 +59,9 @@ class FoundModel:
             from distune.backends.pytorch.deployment import load
 
             return load(content)
-        import onnx
+        from distune.backends.onnxruntime.storage import assembled
 
-        return onnx.load_model_from_string(content)
+        return assembled(self.files)
 
     @property
     def accuracy(self) -> float | None:
@@ -68,31 +77,24 @@ class FoundModel:
         """Write the model.
 
         Args:
-            path: A file that ends in ``.onnx``, or a folder, which gets ``model.onnx`` and ``tuning_config.yaml``
-                (and ``tuning_config.npz``, where it has weights that were found with data).
+            path: A file that ends in ``.onnx`` (PyTorch: ``.pt2``), what belongs to it comes beside it under its name
+                (``int8.onnx.data``, ``int8.state.pt``); or a folder, which gets ``model.onnx`` and
+                ``tuning_config.yaml`` (and ``tuning_config.npz``, where it has weights that were found with data).
 
         Returns:
             The files that were written; none on a rank that does not hold the model, since the one that does writes it.
 
         Raises:
-            UsageError: It cannot be written.
+            UsageError: It cannot be written, or the fp32 model is there.
         """
         if self.files is None:
             return ()
         target = Path(os.fspath(path)).expanduser().absolute()
-        name, *further = self.files
-        single = target.suffix == Path(name).suffix and not target.is_dir()
-        content: dict[Path, bytes] = {target if single else target / name: self.files[name]}
-        folder = target.parent if single else target
-        content |= {folder / other: self.files[other] for other in further}
-        if not single:
-            content |= {folder / other: data for other, data in self.saved.files().items()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file, data in content.items():
-                file.write_bytes(data)
-        except OSError as error:
-            raise UsageError(f"save: cannot write {error.filename or target}: {error.strerror or error}") from error
+        if target.suffix == Path(next(iter(self.files))).suffix and not target.is_dir():
+            content = named_after(target, self.files)
+        else:
+            content = {target / name: data for name, data in {**self.files, **self.saved.files()}.items()}
+        write_model(content, self.sources)
         return tuple(content)
 
 
@@ -122,7 +124,7 @@ class FitResult:
         if outcome.best is not None and outcome.exported is not None:
             model = outcome.job.model
             saved = SavedConfig(model.framework, model.quant_format, outcome.best.config, outcome.exported.deploy)
-            found = FoundModel(outcome.best, saved, outcome.exported.files)
+            found = FoundModel(outcome.best, saved, outcome.exported.files, tuple(files_of(TuningJob(model))))
         return cls(outcome.outcome, found, outcome.trials, result, workspace)
 
     def __repr__(self) -> str:

@@ -33,9 +33,10 @@ def main(arguments: argparse.Namespace) -> int:
     from distune.backends.base import backend_class
     from distune.config.imports import split_reference
     from distune.config.job import Approach, ModelSpec, TuningJob
+    from distune.distributed.files import files_of
     from distune.errors import UsageError
-    from distune.journal.files import write_file
-    from distune.report.tuning_config import SavedConfig
+    from distune.report.saving import named_after, write_model
+    from distune.report.tuning_config import ARRAYS_FILE, SavedConfig
 
     saved = SavedConfig.load(arguments.tuning_config)
     location, builder = split_reference(arguments.model)
@@ -67,11 +68,11 @@ def main(arguments: argparse.Namespace) -> int:
     finally:
         backend.close()
     files = exported.files if saved.framework != "pytorch" else _of_format(exported.files, arguments.format, output)
-    (_, content), *others = files.items()
-    write_file(output, content)
-    for name, extra in others:
-        write_file(output.with_name(name), extra)
-    print(f"{output}: {len(content):,} bytes, {len(saved.config.quantized_ops)} ops quantized", file=sys.stderr)
+    content = named_after(output.absolute(), files)
+    saved_files = (arguments.tuning_config, arguments.tuning_config.with_name(ARRAYS_FILE))
+    write_model(content, [*saved_files, Path(location), *files_of(job)])
+    size = sum(map(len, content.values()))
+    print(f"{output}: {size:,} bytes, {len(saved.config.quantized_ops)} ops quantized", file=sys.stderr)
     return 0
 
 

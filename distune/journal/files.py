@@ -58,20 +58,32 @@ def write_all(descriptor: int, content: bytes) -> None:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Replace ``path`` by ``content`` atomically: readers see the old or the new file, also after a power cut.
+    """``replace_file`` in a workspace.
 
     Raises:
         WorkspaceError: It cannot be written; the old file is still there.
+    """
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise workspace_error("write", path, error) from error
+
+
+def replace_file(path: Path, content: bytes | str) -> None:
+    """Replace ``path`` by ``content`` atomically: readers see the old or the new file, also after a power cut.
+
+    Raises:
+        OSError: It cannot be written; the old file is still there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _write_synced(temporary, content)
         os.replace(temporary, path)
         fsync_directory(path.parent)
-    except OSError as error:
+    except OSError:
         with suppress(OSError):
             temporary.unlink()
-        raise workspace_error("write", path, error) from error
+        raise
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes | str]) -> None:

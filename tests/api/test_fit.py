@@ -110,6 +110,35 @@ def test_saving_to_a_file_and_to_a_folder(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "folder" / "tuning_config.yaml").read_text())["framework"] == "onnxruntime"
 
 
+def tuned_with_weights_beside_it(folder: Path, shift: int = 0) -> quantization.FitResult:
+    """Of a model that keeps its weights in a file of their own, named as torch's exporter does."""
+    proto = onnx.load_model_from_string(model().SerializeToString())
+    for tensor in proto.graph.initializer:
+        tensor.raw_data = np.roll(np.frombuffer(tensor.raw_data, np.float32), shift).tobytes()
+    onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    return quantization.fit(str(folder / "model.onnx"), conf(), calib_dataloader=Batches(), quiet=True, fresh=True)
+
+
+def test_a_model_with_its_weights_beside_it_is_whole_in_memory_and_in_every_file(tmp_path: Path) -> None:
+    models, (images, _) = tmp_path / "models", samples()
+    models.mkdir()
+    found = tuned_with_weights_beside_it(models)
+    expected = run(found.model, images)
+    fp32 = {path: path.read_bytes() for path in models.iterdir()}
+    files = found.save(models / "int8.onnx")
+    assert [file.name for file in files] == ["int8.onnx", "int8.onnx.data"]
+    for target in (models, models / "model.onnx"):
+        with pytest.raises(UsageError, match=r"model\.onnx.*another name"):
+            found.save(target)
+    assert {path: path.read_bytes() for path in fp32} == fp32
+    tuned_with_weights_beside_it(models, shift=3).save(models / "other.onnx")
+    np.testing.assert_array_equal(run(onnx.load(models / "int8.onnx"), images), expected)
+    assert np.abs(run(onnx.load(models / "other.onnx"), images) - expected).max() > 0.1
+    folder = found.save(tmp_path / "folder")
+    assert [file.name for file in folder] == ["model.onnx", "model.onnx.data", "tuning_config.yaml"]
+    np.testing.assert_array_equal(run(onnx.load(folder[0]), images), expected)
+
+
 def test_what_is_not_accepted_is_false_and_reachable_by_name(tmp_path: Path) -> None:
     given = conf(quant_level=1, tuning_criterion=TuningCriterion(max_trials=2))
     found = quantization.fit(model(), given, calib_dataloader=Batches(), eval_func=never_met, quiet=True)

@@ -13,6 +13,7 @@ from distune.backends.onnxruntime import storage
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.storage import DATA_FILE, GRAPH_FILE
 from distune.config.job import ModelSpec, TuningJob
+from distune.errors import ModelError
 from tests.backends.onnx_models import SAMPLES, backend_of, default_config, sequences, transformer_model
 
 
@@ -79,6 +80,16 @@ def test_a_model_too_large_for_one_message_takes_the_same_road_in_pieces(
     np.testing.assert_array_equal(run_exported(dict(exported.files), tmp_path / "best"), judged)
     assert loaded.size_bytes == sum(map(len, exported.files.values()))
     assert loaded.ops_executed_int8 == plain.load(config).ops_executed_int8
+
+
+def test_what_one_message_cannot_hold_is_not_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = calibrated(saved(tmp_path))
+    exported = backend.export(default_config(backend))
+    whole = storage.assembled(exported.files)
+    onnx.checker.check_model(whole)
+    monkeypatch.setattr(storage, "MESSAGE_LIMIT", 2000)
+    with pytest.raises(ModelError, match=r"bytes, more than one onnx\.ModelProto may hold .*\.save\(path\)"):
+        storage.assembled(exported.files)
 
 
 def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ on its skeleton, the graph with references in place of the weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 
 from distune.backends.onnxruntime.external import external_locations
 from distune.backends.onnxruntime.shared import complete, content, is_light, reference, with_initializers
+from distune.errors import ModelError
 
 MESSAGE_LIMIT = 2**31 - 2**24
 """Bytes up to which a model is handled as one message; what is added to a graph in passing has room above."""
@@ -68,6 +69,38 @@ def split(model: onnx.ModelProto) -> tuple[bytes, Iterator[bytes | memoryview]]:
     """
     skeleton, moved = _skeleton(model)
     return skeleton.SerializeToString(deterministic=True), _content(moved)
+
+
+def with_data_file(graph: bytes, name: str) -> bytes:
+    """The graph of ``stored_files`` for a folder where the content of ``DATA_FILE`` is called ``name``."""
+    skeleton = onnx.load_model_from_string(graph)
+    for tensor in filter(is_light, skeleton.graph.initializer):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    renamed: bytes = skeleton.SerializeToString(deterministic=True)
+    return renamed
+
+
+def assembled(files: Mapping[str, bytes]) -> onnx.ModelProto:
+    """The model of ``stored_files`` with all its weights inside.
+
+    Raises:
+        ModelError: It is too large for that.
+    """
+    model = onnx.load_model_from_string(files[GRAPH_FILE])
+    size = sum(map(len, files.values()))
+    if size > MESSAGE_LIMIT:
+        raise ModelError(
+            f"the model has {size:,} bytes, more than one onnx.ModelProto may hold ({MESSAGE_LIMIT:,}); write it to "
+            "files with .save(path) and open them by their path"
+        )
+    for tensor in filter(is_light, model.graph.initializer):
+        _, offset, length = reference(tensor)
+        tensor.raw_data = files[DATA_FILE][offset : offset + length]
+        tensor.ClearField("data_location")
+        tensor.ClearField("external_data")
+    return model
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
