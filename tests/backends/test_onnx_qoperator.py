@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.options import OP_KINDS
@@ -18,6 +21,7 @@ from tests.backends.onnx_models import (
     convolution_model,
     default_config,
     images,
+    model,
     sentences,
 )
 from tests.backends.test_onnx_capability import after_convolution
@@ -76,6 +80,40 @@ def test_a_transformer_in_both_forms() -> None:
     types = [node.op_type for node in backend.load(config).native.graph.node]
     assert types.count("QLinearMatMul") == 4
     assert types.count("MatMulIntegerToFloat") == 2  # the scores, and the last one
+
+
+@pytest.mark.parametrize("make", [backend_of, qoperator_backend])
+@pytest.mark.parametrize(("alpha", "beta"), [(2.0, 1.0), (1.0, 0.5), (0.25, 2.0)])
+def test_a_gemm_keeps_its_factors(make: Callable[..., OnnxRuntimeBackend], alpha: float, beta: float) -> None:
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.normal(size=(16, 8)), "b": rng.normal(size=8) * 8}
+    gemm = helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc", alpha=alpha, beta=beta)
+    arrays = {name: array.astype(np.float32) for name, array in constants.items()}
+    feed = {"x": rng.normal(size=(8, 16)).astype(np.float32)}
+    backend = make(model([gemm], {"x": ["batch", 16]}, ["y"], arrays), [feed])
+    loaded = backend.load(default_config(backend))
+    assert loaded.ops_executed_int8 == 1
+    expected = backend.load(None).predict(feed)[0]
+    np.testing.assert_allclose(loaded.predict(feed)[0], expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("make", [backend_of, qoperator_backend])
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_a_gemm_that_adds_a_computed_tensor_has_no_integer_kernel(
+    make: Callable[..., OnnxRuntimeBackend], beta: float
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(16, 16)).astype(np.float32) / 4 for name in ("w0", "w1", "w2")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["side"], "side"),
+        helper.make_node("MatMul", ["side", "w1"], ["h"], "inner"),
+        helper.make_node("Gemm", ["h", "w2", "side"], ["y"], "joining", beta=beta),
+    ]
+    feed = {"x": rng.normal(size=(8, 16)).astype(np.float32)}
+    backend = make(model(nodes, {"x": ["batch", 16]}, ["y"], arrays), [feed])
+    assert ("joining", "Gemm", "its bias is not constant") in backend.facts().capability.excluded
+    expected, actual = (backend.load(c).predict(feed)[0] for c in (None, default_config(backend)))
+    np.testing.assert_allclose(actual, expected, atol=0.03 * np.abs(expected).max())
 
 
 def test_what_is_exported_is_what_was_judged() -> None:

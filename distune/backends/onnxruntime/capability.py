@@ -160,6 +160,8 @@ def _reason_to_exclude(
             return "its inputs are constant"
         if node.op_type != "MatMul" and weight_input(index, node) is None:
             return "its weight is not constant"
+        if any(name and not index.is_constant(name) for name in node.input[2:]):
+            return "its bias is not constant"
         return ""
     if kind == "lookup" and weight_input(index, node) is not None:
         return ""

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.graph import GraphIndex, attribute, has_factors
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import QuantizedWeight, drop_unused_constants, quantize_weight
 from distune.errors import TrialError
@@ -88,12 +88,11 @@ class _Writer:
         return self._product(node, weight, node.output[0])
 
     def _gemm(self, node: onnx.NodeProto, config: TensorConfig) -> list[onnx.NodeProto]:
-        values = self._value(node.input[1]) * np.float32(attribute(node, "alpha", 1.0))
+        values = self._value(node.input[1])
         weight = self._weight(node.input[1], config, -1, values.T if attribute(node, "transB", 0) else values)
         if len(node.input) < 3 or not node.input[2]:
             return self._product(node, weight, node.output[0])
-        beta = np.float32(attribute(node, "beta", 1.0))
-        bias = self._constant(f"{node.name}_bias", self._value(node.input[2]) * beta)
+        bias = self._constant(f"{node.name}_bias", self._value(node.input[2]))
         product = f"{node.output[0]}_product"
         add = helper.make_node("Add", [product, bias], [node.output[0]], f"{node.name}_bias_add")
         return [*self._product(node, weight, product), add]
@@ -264,6 +263,7 @@ def _dynamic_gemm(index: GraphIndex, node: onnx.NodeProto) -> bool:
     return (
         _dynamic_input(index, node)
         and not attribute(node, "transA", 0)
+        and not has_factors(node)
         and all(_is_float32(index, name) for name in bias if name)
     )
 

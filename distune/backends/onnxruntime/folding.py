@@ -1,4 +1,4 @@
-"""Factors on the input of a layer, folded into the LayerNormalization before it so that they cost nothing."""
+"""Factors, folded into constants so that they cost nothing: those of a Gemm, and those on the input of a layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,39 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, replace_nodes
+from distune.backends.onnxruntime.graph import GEMM_FACTORS, GraphIndex, UnusedNames, replace_nodes
+from distune.backends.onnxruntime.shared import values_of
+from distune.backends.onnxruntime.weights import drop_unused_constants
+
+
+def fold_gemm_factors(proto: onnx.ModelProto) -> None:
+    """Multiply ``alpha`` into the constant weight of each Gemm and ``beta`` into its constant bias, in place.
+
+    ONNX Runtime's integer Gemm adds a bias in units of input scale times weight scale and multiplies the sum by
+    ``alpha``; it knows no ``beta``. Where a weight or bias is not constant its factor stays.
+    """
+    index, unused = GraphIndex(proto), UnusedNames(proto)
+    scaled: dict[tuple[str, float], str] = {}
+    for node in proto.graph.node:
+        if node.op_type != "Gemm":
+            continue
+        for item in list(node.attribute):
+            factor, position = item.f, GEMM_FACTORS.get(item.name)
+            if position is None or factor == 1.0:
+                continue
+            tensor = node.input[position] if position < len(node.input) else ""
+            if tensor and not (tensor in index.initializers and index.is_float(tensor)):
+                continue
+            if tensor and (tensor, factor) not in scaled:
+                values = values_of(index.initializers[tensor])
+                scaled[tensor, factor] = unused(f"{tensor}_scaled")
+                constant = numpy_helper.from_array((values * factor).astype(values.dtype), scaled[tensor, factor])
+                proto.graph.initializer.append(constant)
+            if tensor:
+                node.input[position] = scaled[tensor, factor]
+            item.f = 1.0
+    if scaled:
+        drop_unused_constants(proto)
 
 
 def fold_into_normalization(proto: onnx.ModelProto, factors: Collection[str]) -> int:

@@ -13,6 +13,9 @@ _T = TypeVar("_T")
 FLOAT_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
 """Element types that can be quantized."""
 
+GEMM_FACTORS = {"alpha": 1, "beta": 2}
+"""Attributes of Gemm that multiply, and the position of the input that they can be multiplied into beforehand."""
+
 
 class GraphIndex:
     """Indexes of the top-level graph of ``model``; made anew after the graph has changed.
@@ -58,6 +61,32 @@ class GraphIndex:
         return nodes[0] if len(nodes) == 1 and tensor not in self.outputs else None
 
 
+class UnusedNames:
+    """Names for new tensors and nodes, such as none in ``model`` has, the graphs inside its graph included.
+
+    Made anew after the graph has changed by other means.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._taken = set(_names(model.graph))
+
+    def __call__(self, name: str) -> str:
+        """``name``, or a longer one where that is taken; it is taken from now on."""
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (value.name for value in (*graph.input, *graph.initializer))
+    for node in graph.node:
+        yield from (node.name, *node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _names(inner)
+
+
 def replace_nodes(model: onnx.ModelProto, by: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
     """Put other nodes in the places of those that ``by`` names, or none; the order of the rest stays."""
     nodes = [new for node in model.graph.node for new in by.get(node.name, (node,))]
@@ -75,6 +104,11 @@ def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
             for inner in graph.node:
                 yield from (name for name in tensors_read(inner) if name not in made)
             yield from (output.name for output in graph.output if output.name not in made)
+
+
+def has_factors(gemm: onnx.NodeProto) -> bool:
+    """Whether a Gemm multiplies its product or its bias by anything but 1."""
+    return any(attribute(gemm, name, 1.0) != 1.0 for name in GEMM_FACTORS)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: _T) -> _T:

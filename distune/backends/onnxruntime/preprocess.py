@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
 
+from distune.backends.onnxruntime.folding import fold_gemm_factors
 from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex
 from distune.backends.onnxruntime.recipes.preparation import Preparation, gemm_to_matmul
 from distune.backends.onnxruntime.session import optimized_model
@@ -70,6 +71,7 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     user_types = _restore_names(model, prepared)
     _drop_unused_domains(prepared)
     _restore_interface(model, prepared)
+    fold_gemm_factors(prepared)
     if how.gemm_to_matmul:
         gemm_to_matmul(prepared, user_types)
     prepared = infer_shapes(prepared)

@@ -13,12 +13,13 @@ from onnx import helper, numpy_helper
 from distune.backends.base import Feed
 from distune.backends.onnxruntime.calibration import with_outputs
 from distune.backends.onnxruntime.folding import fold_into_normalization
-from distune.backends.onnxruntime.graph import GraphIndex
+from distune.backends.onnxruntime.graph import GraphIndex, attribute, has_factors
 from distune.backends.onnxruntime.matmul_nbits import ACCURACY_LEVELS, DOMAIN, native_bits, node, runs, stored
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.session import create_session
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.storage import weight_bytes
+from distune.backends.onnxruntime.weights import drop_unused_constants
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import BITS, GroupedWeight
 from distune.backends.weight_only.quantize import SETTINGS_RECIPES
@@ -88,9 +89,7 @@ def weight_of(index: GraphIndex, graph_node: onnx.NodeProto) -> str | None:
         return None
     if graph_node.input[0] in index.initializers:
         return None
-    attributes = {item.name: item for item in graph_node.attribute}
-    plain = all(attributes[key].f == 1.0 for key in ("alpha", "beta") if key in attributes)
-    return name if plain and not ("transA" in attributes and attributes["transA"].i) else None
+    return None if has_factors(graph_node) or attribute(graph_node, "transA", 0) else name
 
 
 def calibrated_inputs(model: PreparedModel, capability: Capability) -> tuple[str, ...]:
@@ -170,7 +169,7 @@ class WeightOnlyWriter(WeightOnlyQuantizer):
         proto.graph.node.extend(nodes)
         proto.graph.initializer.extend(constants.values())
         fold_into_normalization(proto, [made.name for made in nodes if made.name in scaled])
-        _drop_unused_constants(proto)
+        drop_unused_constants(proto)
         if all(entry.domain != DOMAIN for entry in proto.opset_import):
             proto.opset_import.append(helper.make_opsetid(DOMAIN, _OPSET_OF_DOMAIN))
         return tuple(f"{what}: {', '.join(names)}" for what, names in stood_in.items())
@@ -259,17 +258,7 @@ def _as_fp32(
 
 
 def _is_transposed(graph_node: onnx.NodeProto) -> bool:
-    return any(item.name == "transB" and item.i for item in graph_node.attribute)
-
-
-def _drop_unused_constants(proto: onnx.ModelProto) -> None:
-    index = GraphIndex(proto)
-    kept = [
-        tensor for tensor in proto.graph.initializer if tensor.name in index.consumers or tensor.name in index.outputs
-    ]
-    if len(kept) < len(proto.graph.initializer):
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend(kept)
+    return bool(attribute(graph_node, "transB", 0))
 
 
 __all__ = [

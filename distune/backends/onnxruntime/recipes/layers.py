@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.graph import GraphIndex, attribute, has_factors
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.recipes.layer import Layer, Padding
@@ -59,7 +59,7 @@ def layer_of(index: GraphIndex, node: onnx.NodeProto) -> OnnxLayer | None:
     weight = index.initializers[node.input[1]]
     if not index.is_float(weight.name) or (node.op_type != "Conv" and len(weight.dims) != 2):
         return None
-    if node.op_type == "Gemm" and (attribute(node, "transA", 0) or _scaled(node)):
+    if node.op_type == "Gemm" and (attribute(node, "transA", 0) or has_factors(node)):
         return None
     bias, output, adder = node.input[2] if len(node.input) > 2 else "", node.output[0], ""
     if node.op_type == "MatMul":
@@ -99,10 +99,6 @@ def layer_of(index: GraphIndex, node: onnx.NodeProto) -> OnnxLayer | None:
         transposed=bool(node.op_type == "MatMul" or not attribute(node, "transB", 0)),
         adder=adder,
     )
-
-
-def _scaled(node: onnx.NodeProto) -> bool:
-    return any(a.name in ("alpha", "beta") and a.f != 1.0 for a in node.attribute)
 
 
 def _name(item: onnx.AttributeProto) -> str:

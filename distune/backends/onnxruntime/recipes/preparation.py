@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.graph import GraphIndex, attribute, has_factors
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import drop_unused_constants
 from distune.errors import UsageError
@@ -61,7 +61,7 @@ def preparation_recipes(model: onnx.ModelProto) -> Iterator[Recipe]:
 
 
 def gemm_to_matmul(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
-    """Replace every plain Gemm (no factors, first input as it is) by a MatMul of its name and an Add, in place.
+    """Replace every plain Gemm (no factors left, first input as it is) by a MatMul of its name and an Add, in place.
 
     Args:
         user_types: Op types by name; the new Adds are entered.
@@ -70,8 +70,7 @@ def gemm_to_matmul(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         weight = index.initializers.get(node.input[1]) if node.op_type == "Gemm" else None
-        scaled = any(item.name in ("alpha", "beta") and item.f != 1.0 for item in node.attribute)
-        if weight is None or scaled or attribute(node, "transA", 0):
+        if weight is None or has_factors(node) or attribute(node, "transA", 0):
             nodes.append(node)
             continue
         name = weight.name
