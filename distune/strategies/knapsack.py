@@ -223,7 +223,9 @@ class KnapsackTuneStrategy(TuneStrategy):
                 for pick, option in enumerate(options)
             ]
         )
-        believed = np.clip(np.nan_to_num(believed, nan=0.0, posinf=0.0), 0.0, None)
+        # An error that is no number (a tensor overflowed) is as bad as the worst that is one.
+        worst = float(believed[np.isfinite(believed)].max(initial=0.0)) or 1.0
+        believed = np.clip(np.nan_to_num(believed, nan=worst, posinf=worst), 0.0, None)
         judged = [
             (choices.row(self._seen[trial.config.hash]), sign * (self.record.baseline - trial.accuracy))
             for trial in trials

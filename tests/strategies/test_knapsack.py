@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -75,6 +76,17 @@ def test_measured_in_parts_it_still_comes_near_and_refits(parts: int) -> None:
 def test_lower_is_better_metrics_are_solved_alike() -> None:
     played = play("knapsack", mixed_space(8, PLAIN), Weighed(LOSS, gain=GAIN, higher_is_better=False))
     assert ratio(played) == pytest.approx(optimum())
+
+
+def test_an_op_whose_probed_error_is_no_number_is_believed_to_be_the_worst() -> None:
+    class Overflowing(Weighed):
+        def probe(self, stage: ProbeStage, space: TuningSpace) -> dict[str, float]:
+            return {**super().probe(stage, space), "op0": math.nan}
+
+    played = play("knapsack", mixed_space(8, PLAIN), Overflowing({**LOSS, "op0": 0.5}, gain=GAIN), parts=0)
+    default, *mixes = (trial.config.quantized_ops for trial in played.trials)
+    assert "op0" in default
+    assert not any("op0" in quantized for quantized in mixes)
 
 
 def test_an_integer_variant_that_loses_less_is_taken_instead_of_fp32() -> None:
