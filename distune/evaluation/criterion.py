@@ -99,3 +99,13 @@ def better(a: float, b: float, higher_is_better: bool) -> bool:
     if math.isnan(b):
         return True
     return a > b if higher_is_better else a < b
+
+
+def best_first(value: float | None, higher_is_better: bool) -> tuple[bool, float]:
+    """Key that sorts accuracies, or errors, the best first, as ``better`` compares them.
+
+    NaN comes last, and so does ``None``, what is not known.
+    """
+    if value is None or math.isnan(value):
+        return True, 0.0
+    return False, -value if higher_is_better else value

@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
 
-from distune.evaluation.criterion import better
+from distune.evaluation.criterion import best_first, better
 from distune.space.op_config import Mode, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import StrategyContext, TuneGenerator, TuneStrategy
@@ -169,9 +169,8 @@ class BasicTuneStrategy(TuneStrategy):
                 return rival
         return lead
 
-    def _loss(self, trial: Trial) -> tuple[float, int]:
-        sign = -1.0 if self.context.criterion.higher_is_better else 1.0
-        return (float("inf") if trial.accuracy is None else sign * trial.accuracy, trial.id)
+    def _loss(self, trial: Trial) -> tuple[tuple[bool, float], int]:
+        return best_first(trial.accuracy, self.context.criterion.higher_is_better), trial.id
 
     def _all_recipes(self, base: TuningConfig) -> TuneGenerator:
         if self.space.recipes:

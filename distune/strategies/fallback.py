@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from distune.evaluation.criterion import better
+from distune.evaluation.criterion import best_first
 from distune.space.op_config import Mode, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import TuneGenerator
@@ -89,15 +89,7 @@ def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: b
     """
     measured = ranking_values(result.trials)
     accuracy = {trial.label: measured[trial.id] for trial in result.trials if trial.id in measured}
-    sign = -1.0 if higher_is_better else 1.0
-
-    def key(group: str) -> tuple[bool, float]:
-        value = accuracy.get(group)
-        return (
-            (True, 0.0) if value is None or not better(value, float("nan"), higher_is_better) else (False, sign * value)
-        )
-
-    return tuple(sorted(groups, key=key))
+    return tuple(sorted(groups, key=lambda group: best_first(accuracy.get(group), higher_is_better)))
 
 
 def ranking_values(trials: Sequence[Trial]) -> dict[int, float]:
@@ -141,12 +133,7 @@ def score_order(scores: Mapping[str, float], groups: Sequence[str]) -> tuple[str
     A score that is no number (the quantized tensor overflowed) counts as the largest, a group without one as the
     smallest. Equal scores keep the order of ``groups``.
     """
-
-    def key(group: str) -> float:
-        score = scores.get(group, -math.inf)
-        return -math.inf if math.isnan(score) else -score
-
-    return tuple(sorted(groups, key=key))
+    return tuple(sorted(groups, key=lambda group: best_first(scores.get(group, -math.inf), False), reverse=True))
 
 
 def accumulate(

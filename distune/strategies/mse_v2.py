@@ -6,10 +6,10 @@ the config that the step begins with.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from distune.evaluation.criterion import best_first
 from distune.space.op_config import Mode, TuningConfig
 from distune.strategies.base import TuneGenerator, TuneStrategy
 from distune.strategies.default import default_config, default_stage
@@ -104,9 +104,4 @@ class MSE_V2TuneStrategy(TuneStrategy):
         )
         if not probe.scores and not probe.finished:
             self.context.tell(f"mse_v2: no op could be scored for {direction}, so graph order is kept")
-        return min(ordered, key=lambda group: _finite(probe.scores.get(group)))
-
-
-def _finite(error: float | None) -> float:
-    """``error`` for a comparison: what is unknown or no number is the largest."""
-    return math.inf if error is None or math.isnan(error) else error
+        return min(ordered, key=lambda group: best_first(probe.scores.get(group), False))

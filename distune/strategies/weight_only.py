@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from distune.evaluation.criterion import best_first
 from distune.space.op_config import OpConfig, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.fallback import score_order, sensitivity_probe
@@ -85,7 +86,7 @@ def layer_wise(
         return None, None
     mixed = _mixed(space, base, groups, scores)
     first = Stage("weight-only algorithm by layer", [Candidate(mixed, "best algorithm by layer")])
-    least = {group: min(found.get(group, 0.0) for found in scores.values()) for group in groups}
+    least = {group: min((found.get(group, 0.0) for found in scores.values()), key=_error) for group in groups}
     order = [group for group in score_order(least, groups) if _more_bits(space, mixed, group) is not None]
     lengths = sorted({round(len(order) * (step + 1) / (limit + 1)) for step in range(limit)} - {0}) if limit else []
     candidates = [
@@ -161,16 +162,15 @@ def _mixed(
     """Each layer with the algorithm of the smallest output error, the simpler one among equals."""
     config = base
     for group in groups:
-        ranked = sorted(scores, key=lambda algorithm: _score(scores[algorithm], group))
+        ranked = sorted(scores, key=lambda algorithm: _error(scores[algorithm].get(group)))
         option = next((o for name in ranked if (o := _algorithm_option(space, base, group, name))), None)
         if option is not None:
             config = space.set_group(config, group, option)
     return space.effective(config)
 
 
-def _score(scores: Mapping[str, float], group: str) -> float:
-    value = scores.get(group, float("inf"))
-    return float("inf") if value != value else value
+def _error(value: float | None) -> tuple[bool, float]:
+    return best_first(value, higher_is_better=False)
 
 
 def _more_bits(space: TuningSpace, config: TuningConfig, group: str) -> OpConfig | None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from distune.config.job import CriterionSpec
-from distune.evaluation.criterion import better, meets, target_accuracy
+from distune.evaluation.criterion import best_first, better, meets, target_accuracy
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,12 @@ def test_nan_never_meets_and_is_never_better() -> None:
     assert not meets(1.0, math.nan, True)
     assert not better(math.nan, 0.0, True)
     assert better(0.0, math.nan, True)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_key_that_sorts_agrees_with_better_and_puts_what_is_unknown_last(higher: bool) -> None:
+    values = [-math.inf, -1.0, 0.0, 2.0, math.inf, math.nan]
+    for a in values:
+        for b in values:
+            assert better(a, b, higher) == (best_first(a, higher) < best_first(b, higher))
+    assert best_first(None, higher) == best_first(math.nan, higher)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from distune.space.capability import OpInfo
 from distune.space.op_config import FP32, OpConfig, TensorConfig
 from distune.space.tuning_space import TuningSpace
+from distune.strategies.stage import ProbeStage
 from distune.strategies.weight_only import PRESETS, preset_stage
 from tests.strategies.harness import AdditiveModel, Played, play
 
@@ -89,6 +92,26 @@ def test_layers_that_need_it_get_more_bits_and_the_others_keep_theirs() -> None:
     widths = [option.weight.bits for _, option in played.winner.config.ops if option.weight is not None]
     assert sorted(widths) == [4, 4, 4, 8, 8]  # the best preset left the last MatMul in fp32, and nothing else fell back
     assert played.winner.config.sampling_size == 16
+
+
+def test_one_algorithm_that_breaks_a_layer_does_not_make_it_the_neediest() -> None:
+    """RTN breaks op1; GPTQ and AWQ do it no more harm than the others."""
+
+    class Overflowing(AdditiveModel):
+        def probe(self, stage: ProbeStage, space: TuningSpace) -> dict[str, float]:
+            assert stage.quantized is not None
+            weight = stage.quantized.by_name["op1"].weight
+            broken = {"op1": math.nan} if weight is not None and weight.algorithm == "RTN" else {}
+            return {**super().probe(stage, space), **broken}
+
+    def narrow(chosen: OpConfig) -> float:
+        return 0.0 if chosen.weight is not None and chosen.weight.bits == 8 else 0.001
+
+    model = Overflowing({"op2": 0.01}, default_cost=0.0, option_cost=narrow)
+    played = play("basic", weight_only_space(), model, tolerance=0.01)
+    grown = next(list(stage.candidates) for stage in played.stages if stage.name == "weight-only bits by layer")
+    first = grown[0].config  # type: ignore[union-attr]
+    assert [name for name, option in first.ops if option.weight is not None and option.weight.bits == 8] == ["op2"]
 
 
 def test_each_layer_gets_the_algorithm_that_suits_it() -> None:
