@@ -184,7 +184,8 @@ def _judged(job: TuningJob, candidate: OnnxRuntimeModel, baseline: OnnxRuntimeMo
 
     evaluation, criterion = job.evaluation, job.criterion
     outputs = [output.name for output in baseline.native.graph.output]
-    evaluator = Evaluator(evaluation, onnx_inputs(baseline.native), outputs, job.seed)
+    higher = criterion.higher_is_better
+    evaluator = Evaluator(evaluation, onnx_inputs(baseline.native), outputs, job.seed, higher_is_better=higher)
     check_directions(evaluation, criterion, evaluator.metric_directions)
     if evaluator.needs_reference:
         evaluator.set_reference(baseline)

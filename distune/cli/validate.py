@@ -42,7 +42,8 @@ def main(arguments: argparse.Namespace) -> int:
     if not isinstance(body, Inspection):
         raise UsageError(f"the model could not be inspected: {type(body).__name__}")
     if job.evaluation.metrics:
-        check_directions(job.evaluation, job.criterion, MetricSet(job.evaluation, ()).directions)
+        directions = MetricSet(job.evaluation, (), job.criterion.higher_is_better).directions
+        check_directions(job.evaluation, job.criterion, directions)
     space = build_space(body.capability, job.constraints, job.approach, job.recipes, job.calibration.sampling_sizes)
     for warning in (*body.warnings, *space.warnings):
         print(f"warning: {warning}")

@@ -72,6 +72,7 @@ class Evaluator:
         seed: The job's seed.
         memory_limit: Bytes that prepared batches may take; a quarter of the available memory unless given.
         go_on: Called before each batch; what it raises ends the evaluation. An ``eval_func`` is left to its end.
+        higher_is_better: Direction of the accuracy, and so of a metric that says none.
 
     Raises:
         UsageError: Nothing to score with; names what is missing.
@@ -87,6 +88,7 @@ class Evaluator:
         seed: int,
         memory_limit: int | None = None,
         go_on: Callable[[], None] = lambda: None,
+        higher_is_better: bool = True,
     ) -> None:
         self._inputs = tuple(inputs)
         self._go_on = go_on
@@ -101,7 +103,7 @@ class Evaluator:
         self._source: DataSource = open_dataloader(spec.dataloader, seed)
         limit = quarter_of_memory() if memory_limit is None else memory_limit
         self._batches = EvaluationBatches(self._source, self._inputs, spec.iteration, limit)
-        self._metrics = MetricSet(spec, outputs)
+        self._metrics = MetricSet(spec, outputs, higher_is_better)
 
     @property
     def source(self) -> DataSource | None:
@@ -301,8 +303,7 @@ class Evaluator:
         """The score on the decisive samples, and whether the model promises to meet what is demanded."""
         start = time.perf_counter()
         metrics = self._metrics
-        higher_is_better = metrics.directions[metrics.forms[0].name]
-        graded = DecisiveScore(metrics.forms, decisive, order.totals, metrics.combined, higher_is_better)
+        graded = DecisiveScore(metrics.forms, decisive, order.totals, metrics.combined, demand.higher_is_better)
         bounds = VerdictBounds(metrics.forms, order.totals, self._metrics.combined, demand)
         run = replace(self._begin(model), partition=decisive.chosen)
         self._prepare(run, self._batches.of(decisive.rows, decisive.batch_size))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from distune.config.job import ComponentSpec, CriterionSpec, EvaluationSpec
+from distune.config.job import CriterionSpec, EvaluationSpec
 from distune.config.parameters import TuningMetric
 from distune.errors import UsageError
 
@@ -76,14 +76,13 @@ def check_directions(evaluation: EvaluationSpec, criterion: CriterionSpec, direc
     """A criterion that looks the wrong way would accept every damage and refuse every gain.
 
     Args:
-        directions: Whether higher is better, by metric, in the order of ``evaluation.metrics``.
+        directions: Whether higher is better, by metric, in their order; the criterion's where a metric says nothing.
 
     Raises:
-        UsageError: A metric of the package says otherwise than the criterion.
+        UsageError: A metric says otherwise than the criterion.
     """
-    for given, (name, higher) in zip(evaluation.metrics, directions.items(), strict=False):
-        ours = isinstance(given.metric, ComponentSpec) and ":" not in given.metric.name
-        if ours and higher != criterion.higher_is_better:
+    for name, higher in directions.items():
+        if higher != criterion.higher_is_better:
             raise UsageError(
                 f"{'higher' if higher else 'lower'} is better for the metric {name}, and accuracy_criterion says "
                 f"otherwise; set its higher_is_better to {str(higher).lower()}"

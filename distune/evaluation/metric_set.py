@@ -24,6 +24,7 @@ class MetricSet:
     Args:
         spec: Which they are.
         outputs: Names of the model's outputs.
+        higher_is_better: Direction of the accuracy, and so of a metric that says none.
 
     Attributes:
         forms: Per-sample forms, of those metrics that have one; none where metrics are asked for by name
@@ -32,11 +33,12 @@ class MetricSet:
         directions: Whether higher is better, by name.
 
     Raises:
-        DataError: A metric is unknown, or metrics of different directions are to be averaged.
+        DataError: A metric is unknown, metrics of different directions are to be averaged, or the direction of one is
+            not known.
         UserCodeError: A metric of the user's raised.
     """
 
-    def __init__(self, spec: EvaluationSpec, outputs: Sequence[str]) -> None:
+    def __init__(self, spec: EvaluationSpec, outputs: Sequence[str], higher_is_better: bool = True) -> None:
         self._outputs = tuple(outputs)
         self._names = spec.names
         self._postprocess = Postprocess(spec.postprocess)
@@ -48,15 +50,27 @@ class MetricSet:
         known = () if self._names else tuple(form for form in forms if form is not None)
         self.forms: tuple[PerSampleForm, ...] = known
         self.can_bound = bool(forms) and len(known) == len(forms)
-        self.directions: Mapping[str, bool] = {
-            name: metric.higher_is_better if given.higher_is_better is None else given.higher_is_better
-            for (name, metric), given in zip(self._metrics.items(), spec.metrics, strict=True)
-        }
+        self.directions: Mapping[str, bool] = self._directions(spec, higher_is_better)
         if self._weights is not None and len(set(self.directions.values())) > 1:
             raise DataError(
                 f"metrics of different directions cannot be averaged: {self.directions} (name: higher is better); "
                 "leave the weights out, and each must meet alone"
             )
+
+    def _directions(self, spec: EvaluationSpec, higher_is_better: bool) -> dict[str, bool]:
+        found: dict[str, bool] = {}
+        each_alone = spec.each_must_meet and not spec.names
+        for (name, metric), given in zip(self._metrics.items(), spec.metrics, strict=True):
+            declared = metric.higher_is_better if given.higher_is_better is None else given.higher_is_better
+            if declared is None and found and each_alone and not higher_is_better:
+                # The criterion speaks of the first metric. To guess wrongly of another would accept any damage.
+                raise DataError(
+                    f"metric {name!r} does not say whether higher is better, and accuracy_criterion says that lower is "
+                    "better of the first metric; give it higher_is_better, or all of them with "
+                    "multi_metrics.higher_is_better"
+                )
+            found[name] = higher_is_better if declared is None else declared
+        return found
 
     @property
     def needs_reference(self) -> bool:

@@ -28,11 +28,11 @@ class Metric(ABC):
     """Accumulates over batches.
 
     Attributes:
-        higher_is_better: The metric's direction.
+        higher_is_better: The metric's direction; ``None`` is that of ``accuracy_criterion``.
         compare_label: False where the fp32 model's predictions take the labels' place.
     """
 
-    higher_is_better: bool = True
+    higher_is_better: bool | None = None
     compare_label: bool = True
 
     @abstractmethod
@@ -196,7 +196,8 @@ class UserMetric(Metric):
         self._metric = metric
         self._what = what
         self.per_sample = callable(getattr(metric, "outcomes", None))
-        self.higher_is_better = bool(getattr(metric, "higher_is_better", True))
+        declared = getattr(metric, "higher_is_better", None)
+        self.higher_is_better = None if declared is None else bool(declared)
         self.compare_label = bool(getattr(metric, "compare_label", True))
 
     def update(self, outputs: Any, labels: Any) -> None:

@@ -19,6 +19,7 @@ class TopK(PerSampleMetric):
     Outputs [n, ..., classes], labels [n, ...].
     """
 
+    higher_is_better = True
     outcome_low, outcome_high = 0.0, 1.0
 
     def __init__(self, k: int = 1, compare_label: bool = True) -> None:
@@ -49,6 +50,7 @@ class Accuracy(PerSampleMetric):
     dtype, or probabilities [n] or [n, 1] of a binary classifier (above 0.5 is class 1). Labels [n, ...].
     """
 
+    higher_is_better = True
     outcome_low, outcome_high = 0.0, 1.0
 
     def __init__(self, compare_label: bool = True) -> None:
@@ -77,10 +79,12 @@ class F1(CollectingMetric):
     Which F1 that is does not depend on what a model predicts, so that every model of a run is measured alike.
 
     Args:
-        average: ``binary`` (of class 1; no class at all is wrong), ``micro``, ``macro`` (mean over the classes the
-            labels have), ``weighted``; ``auto`` is binary where the labels are only 0 and 1 and the model has no more
-            classes, else macro.
+        average: ``binary`` (of class 1; an answer of neither class is wrong), ``micro``, ``macro`` (mean over the
+            classes that the labels have), ``weighted``; ``auto`` is binary where the labels are only 0 and 1 and the
+            model has no more classes, else macro.
     """
+
+    higher_is_better = True
 
     def __init__(self, average: str = "auto", compare_label: bool = True) -> None:
         super().__init__()
@@ -126,6 +130,8 @@ class ROC(CollectingMetric):
     Args:
         task: Named in the 1.x YAML; makes no difference.
     """
+
+    higher_is_better = True
 
     def __init__(self, task: str = "") -> None:
         super().__init__()

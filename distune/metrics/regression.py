@@ -61,6 +61,8 @@ class MAE(_MeanError):
 class _Correlation(CollectingMetric):
     """Correlation of outputs and labels of the same shape; NaN where one of them is constant or not finite."""
 
+    higher_is_better = True
+
     def prepare(self, outputs: Any, labels: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         found, wanted = _numbers(outputs, labels, self)
         return found.reshape(-1), wanted.reshape(-1)

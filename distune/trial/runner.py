@@ -318,7 +318,12 @@ class Runner:
         if self._evaluator_ is None:
             facts = self._backend().facts()
             self._evaluator_ = Evaluator(
-                self._job.evaluation, facts.inputs, facts.outputs, self._job.seed, go_on=self._go_on
+                self._job.evaluation,
+                facts.inputs,
+                facts.outputs,
+                self._job.seed,
+                go_on=self._go_on,
+                higher_is_better=self._job.criterion.higher_is_better,
             )
         return self._evaluator_
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -64,6 +67,44 @@ def test_equal_numbers_of_flips_are_told_apart_by_the_shift_of_the_margins() -> 
     assert down is not None
     assert base.graded is not None
     assert down < base.graded < up
+
+
+class ErrorRate:
+    """A metric of the user's that leaves its direction to the criterion."""
+
+    outcome_low, outcome_high = 0.0, 1.0
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.wrong: list[float] = []
+
+    def update(self, predictions: Any, labels: Any) -> None:
+        self.wrong += self.outcomes(predictions, labels).tolist()
+
+    def result(self) -> float:
+        return float(np.mean(self.wrong))
+
+    def outcomes(self, predictions: Any, labels: Any) -> NDArray[np.float64]:
+        return np.asarray(predictions.argmax(1) != labels, np.float64)
+
+    def margins(self, predictions: Any, labels: Any) -> Any:
+        others = predictions.astype(np.float64)
+        others[np.arange(len(labels)), labels] = -np.inf
+        return predictions[np.arange(len(labels)), labels] - others.max(1)
+
+
+def test_margins_are_weighed_in_the_direction_of_the_criterion() -> None:
+    judge, _ = with_order(evaluator(MetricSpec(ErrorRate)))
+    base, decisive = judge.survey(table(BASE), Demand())
+    better = BASE.copy()
+    better[np.arange(COUNT), LABELS] += 1e-4
+    wanted = replace(demand(-1.0, higher=False, accuracy="ranking"), higher_is_better=False)
+    found = judge.score(table(better), demand=wanted, decisive=decisive).graded
+    assert found is not None
+    assert base.graded is not None
+    assert found < base.graded
 
 
 def test_what_promises_to_meet_is_judged_in_full() -> None:
