@@ -18,7 +18,7 @@ from distune.config.job import ModelSpec, TuningJob
 from distune.space.op_config import FP32, OpConfig, TuningConfig
 from distune.space.tuning_space import build_space
 from distune.strategies.op_type_wise import op_type_wise
-from tests.backends.onnx_models import SAMPLES, attention_model, backend_of, convolution_model, images, sentences
+from tests.backends.onnx_models import SAMPLES, attention_model, backend_of, convolution_model, images, model, sentences
 
 RNG = np.random.default_rng(3)
 
@@ -87,6 +87,20 @@ def test_each_row_of_the_table_runs_on_integers_and_stays_close_to_fp32(op_type:
     assert np.square(expected - actual).mean() < 2e-3 * np.square(expected).mean()
     assert not np.array_equal(expected, actual)
     assert (loaded.ops_executed_int8, dict(loaded.reasons)) == (1, {})
+
+
+@pytest.mark.parametrize("option", DYNAMIC_OPTIONS["MatMul"], ids=lambda o: f"{o.weight.scheme}-{o.weight.granularity}")
+@pytest.mark.parametrize("shape", [(16,), (3, 16, 8)], ids=["vector", "stack"])
+def test_a_product_by_a_weight_that_is_no_matrix(option: OpConfig, shape: tuple[int, ...]) -> None:
+    weight = normal(*shape) * np.linspace(0.01, 3, shape[-1], dtype=np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "op")
+    backend = OnnxRuntimeBackend(
+        TuningJob(ModelSpec("onnxruntime", live=model([node], {"x": [3, 5, 16]}, ["y"], {"w": weight})))
+    )
+    feed = {"x": normal(3, 5, 16)}
+    expected = backend.load(None).predict(feed)[0]
+    actual = backend.load(TuningConfig((("op", option),))).predict(feed)[0]
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_the_products_are_those_of_onnx_runtimes_own_dynamic_quantizer(tmp_path: Path) -> None:

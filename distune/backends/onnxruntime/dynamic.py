@@ -84,7 +84,10 @@ class _Writer:
     # ------------------------------------------------------------------------------------------------------- products
 
     def _matmul(self, node: onnx.NodeProto, config: TensorConfig) -> list[onnx.NodeProto]:
-        weight = self._weight(node.input[1], config, axis=-1)
+        values = self._value(node.input[1])
+        # Of a stack of matrices the kernel takes scales of columns, but no zero points; a vector has no columns.
+        by_column = values.ndim == 2 or (values.ndim > 2 and config.scheme == "sym")
+        weight = self._weight(node.input[1], config, -1 if by_column else None, values)
         return self._product(node, weight, node.output[0])
 
     def _gemm(self, node: onnx.NodeProto, config: TensorConfig) -> list[onnx.NodeProto]:
