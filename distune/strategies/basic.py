@@ -220,13 +220,19 @@ class BasicTuneStrategy(TuneStrategy):
 
     def fallback(self, base: TuningConfig, precision: Mode) -> TuneGenerator:
         """Stages 5.1 to 5.3 for one floating-point precision, from ``base``."""
-        blocks = block_stage(self.space, base, precision)
+        blocks = block_stage(self.space, base, precision, self._after_blocks())
         if blocks.candidates:
             result = yield from self._ask(blocks)
+            total = len(list(blocks.candidates))
+            if len(result.trials) < total and not result.finished:
+                self.context.tell(
+                    f"{total} blocks, trials for {len(result.trials)}: the others are left out to keep trials for the "
+                    f"fallback of single groups"
+                )
             if len(result.trials) > 1:
                 higher = self.context.criterion.higher_is_better
-                grown = accumulated_block_stage(self.space, base, blocks, result, precision, higher)
-                yield grown
+                reserve = self._after_blocks()
+                yield accumulated_block_stage(self.space, base, blocks, result, precision, higher, reserve)
             if result.best is not None and result.best is self._lead:
                 base = result.best.config
         groups = self.space.quantized_groups(base, precision)
@@ -235,6 +241,10 @@ class BasicTuneStrategy(TuneStrategy):
             start = 1 if self._is_open(base, order[0], precision) else 2
             search = Search.of(self.context)
             yield from accumulate(self.space, base, order, precision, self.record.remaining, start, search)
+
+    def _after_blocks(self) -> int:
+        """Trials that a stage of blocks leaves: two thirds, since single groups are ranked and accumulated after it."""
+        return 2 * self.record.remaining // 3
 
     def _is_open(self, base: TuningConfig, group: str, precision: Mode) -> bool:
         """Whether ``group`` alone was ranked but not judged."""

@@ -40,8 +40,12 @@ def instance_stage(
     )
 
 
-def block_stage(space: TuningSpace, base: TuningConfig, precision: Mode) -> Stage:
-    """One candidate a detected block: ``base`` with all groups of the block in ``precision``."""
+def block_stage(space: TuningSpace, base: TuningConfig, precision: Mode, reserve: int = 0) -> Stage:
+    """One candidate a detected block: ``base`` with all groups of the block in ``precision``.
+
+    Args:
+        reserve: Trials to leave for later stages.
+    """
     quantized = set(space.quantized_groups(base, precision))
     candidates = [
         Candidate(space.fallback(base, wanted, precision), f"block {index}")
@@ -49,18 +53,31 @@ def block_stage(space: TuningSpace, base: TuningConfig, precision: Mode) -> Stag
         if (wanted := [group for group in block if group in quantized])
     ]
     return Stage(
-        f"block-wise fallback to {precision}", candidates, exit="first", use="rank", accuracy="exact", base=base
+        name=f"block-wise fallback to {precision}",
+        candidates=candidates,
+        exit="first",
+        use="rank",
+        accuracy="exact",
+        reserve=reserve,
+        base=base,
     )
 
 
 def accumulated_block_stage(
-    space: TuningSpace, base: TuningConfig, blocks: Stage, result: StageResult, precision: Mode, higher_is_better: bool
+    space: TuningSpace,
+    base: TuningConfig,
+    blocks: Stage,
+    result: StageResult,
+    precision: Mode,
+    higher_is_better: bool,
+    reserve: int = 0,
 ) -> Stage:
     """Growing prefixes of the detected blocks in ``precision``, the block whose fallback helped most first.
 
     Args:
         blocks: The stage of ``block_stage``.
         result: Its answer.
+        reserve: Trials to leave for later stages.
     """
     quantized = space.quantized_groups(base, precision)
     labels = [f"block {index}" for index in range(len(space.blocks))]
@@ -74,7 +91,7 @@ def accumulated_block_stage(
         if length > 1 and len(chosen) < len(quantized):  # one block was tried; all that is quantized would be fp32
             candidates.append(Candidate(space.fallback(base, chosen, precision), f"{length} of {len(order)} blocks"))
     name = f"accumulated block fallback to {precision}"
-    return Stage(name, candidates, exit="first", use="prefix", accuracy="verdict", order=order)
+    return Stage(name, candidates, exit="first", use="prefix", accuracy="verdict", reserve=reserve, order=order)
 
 
 def impact_order(result: StageResult, groups: Sequence[str], higher_is_better: bool) -> tuple[str, ...]:

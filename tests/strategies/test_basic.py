@@ -101,6 +101,18 @@ def test_blocks_fall_back_alone_and_then_accumulated_the_most_harmful_first() ->
     assert order == ("block 2", "block 1", "block 0")
 
 
+@pytest.mark.parametrize("max_trials", [10, 20, 30])
+def test_blocks_leave_trials_for_the_fallback_of_single_groups(max_trials: int) -> None:
+    """Each of the four groups at fault is in another block: blocks that meet are most of the model."""
+    pairs = tuple((f"op{index}", f"op{index + 1}") for index in range(0, 24, 2))
+    model = AdditiveModel(dict.fromkeys(("op1", "op9", "op15", "op23"), 0.01), default_cost=0.00001)
+    played = play("basic", mixed_space(25, PLAIN, blocks=pairs), model, max_trials=max_trials)
+    assert played.winner is not None
+    tried = sum(trial.stage == "block-wise fallback to fp32" for trial in played.trials)
+    assert tried > 0
+    assert [text.split(":")[0] for text in played.told if " blocks" in text] == [f"12 blocks, trials for {tried}"]
+
+
 def test_with_few_trials_the_shortest_prefix_is_still_looked_for_between_those_that_were_tried() -> None:
     space = synthetic.space(convs=20, matmuls=0)
     order = [f"conv{index}" for index in range(20)]
