@@ -49,6 +49,18 @@ def test_pairs_are_layers_with_one_activation_between() -> None:
     assert [(pair.first.name, pair.second.name) for pair in found] == [("conv1", "conv2"), ("conv2", "conv3")]
 
 
+def test_a_layer_that_adds_a_computed_tensor_is_left_alone() -> None:
+    rng = np.random.default_rng(4)
+    arrays = {name: rng.normal(size=(16, 16)).astype(np.float32) for name in ("w1", "w2")}
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["side"], "tanh"),
+        helper.make_node("Gemm", ["x", "w1", "side"], ["h"], "one"),
+        helper.make_node("Relu", ["h"], ["r"], "relu"),
+        helper.make_node("Gemm", ["r", "w2"], ["y"], "two"),
+    ]
+    assert pairs(prepare(model(nodes, {"x": ["batch", 16]}, ["y"], arrays))) == ()
+
+
 def test_channels_get_like_ranges() -> None:
     def spread(proto: onnx.ModelProto) -> float:
         peaks = np.abs(value(GraphIndex(proto), "w2")).max((1, 2, 3))

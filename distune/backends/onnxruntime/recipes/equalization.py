@@ -40,7 +40,7 @@ def _pairs(model: PreparedModel) -> Iterator[Pair]:
     index = model.index
     by_input = {layer.input: layer for layer in layers(model)}
     for first in layers(model):
-        if not _owned(index, first.weight) or (first.bias and not _owned(index, first.bias)):
+        if first.adds_computed or not _owned(index, first.weight) or (first.bias and not _owned(index, first.bias)):
             continue
         tensor, activation = first.output, None
         after = index.only_consumer(tensor)

@@ -23,9 +23,11 @@ class OnnxLayer(Layer):
 
     Attributes:
         adder: Name of the Add behind a MatMul that adds the bias; empty if none.
+        adds_computed: What the op adds is no constant, so that its outputs cannot be scaled.
     """
 
     adder: str = ""
+    adds_computed: bool = False
 
 
 def layers(model: PreparedModel, names: Iterable[str] | None = None) -> Iterator[OnnxLayer]:
@@ -68,7 +70,8 @@ def layer_of(index: GraphIndex, node: onnx.NodeProto) -> OnnxLayer | None:
             added = next((name for name in after.input if name in index.initializers), "")
             if added and list(index.initializers[added].dims) == [weight.dims[1]]:
                 bias, output, adder = added, after.output[0], after.name
-    if bias and bias not in index.initializers:
+    adds_computed = bool(bias) and bias not in index.initializers
+    if adds_computed:
         bias = ""
     shape = tuple(weight.dims)
     if node.op_type == "Conv":
@@ -87,6 +90,7 @@ def layer_of(index: GraphIndex, node: onnx.NodeProto) -> OnnxLayer | None:
             strides=_ints(node, "strides", rank),
             dilations=_ints(node, "dilations", rank),
             padding=_padding(node, rank),
+            adds_computed=adds_computed,
         )
     return OnnxLayer(
         str(node.name),
@@ -98,6 +102,7 @@ def layer_of(index: GraphIndex, node: onnx.NodeProto) -> OnnxLayer | None:
         bias,
         transposed=bool(node.op_type == "MatMul" or not attribute(node, "transB", 0)),
         adder=adder,
+        adds_computed=adds_computed,
     )
 
 

@@ -111,7 +111,7 @@ def _before(index: GraphIndex, node: onnx.NodeProto) -> Iterator[OnnxLayer]:
             yield layer
     elif node.op_type in ("Gemm", "MatMul"):
         layer = layer_of(index, node)
-        if layer is not None and layer.output == node.output[0] and (len(node.input) < 3 or layer.bias):
+        if layer is not None and layer.output == node.output[0] and not layer.adds_computed:
             yield layer
 
 
