@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from onnx import helper
 
 from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.preprocess import prepare
-from tests.backends.onnx_models import model
+from tests.backends.onnx_models import backend_of, default_config, model
+from tests.backends.test_onnx_qoperator import qoperator_backend
 
 
 def test_a_residual_addition_does_not_hide_the_weight_before_it() -> None:
@@ -22,3 +24,48 @@ def test_a_residual_addition_does_not_hide_the_weight_before_it() -> None:
     capability = inspect(prepare(model(nodes, {"x": ["batch", 8]}, ["y"], weights)))
     assert [op.name for op in capability.ops if op.has_weight] == ["first", "second"]
     assert not capability.excluded
+
+
+@pytest.mark.parametrize(
+    ("shape", "beta"),
+    [((), 1.0), ((1,), 1.0), ((8,), 1.0), ((1, 1), 1.0), ((1, 8), 1.0), ((4, 1), 1.0), ((4, 8), 1.0), ((4, 8), 0.5)],
+)
+def test_a_gemm_runs_on_integers_with_a_bias_of_any_legal_shape(shape: tuple[int, ...], beta: float) -> None:
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(size=(8, 16)).astype(np.float32),
+        "b": (np.asarray(rng.normal(size=shape)) * 5).astype(np.float32),
+    }
+    proto = model(
+        [
+            helper.make_node("Gemm", ["x", "w", "b"], ["h"], "fc", transB=1, beta=beta),
+            helper.make_node("Relu", ["h"], ["y"], "relu"),
+        ],
+        {"x": [4, 16]},
+        ["y"],
+        constants,
+    )
+    feed = {"x": rng.normal(size=(4, 16)).astype(np.float32)}
+    for make in (backend_of, qoperator_backend):
+        backend = make(proto, [feed])
+        loaded = backend.load(default_config(backend))
+        expected = backend.load(None).predict(feed)[0]
+        assert np.abs(loaded.predict(feed)[0] - expected).max() < 0.03 * np.abs(expected).max()
+        assert loaded.ops_executed_int8 >= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (4, 1), (4, 8)])
+def test_a_matmul_and_the_addition_of_a_matrix_are_both_quantized(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.normal(size=(16, 8)), "b": rng.normal(size=shape)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "product"),
+        helper.make_node("Add", ["h", "b"], ["y"], "sum"),
+    ]
+    proto = model(nodes, {"x": [4, 16]}, ["y"], {name: value.astype(np.float32) for name, value in constants.items()})
+    feed = {"x": rng.normal(size=(4, 16)).astype(np.float32)}
+    backend = backend_of(proto, [feed])
+    assert {op.name for op in backend.facts().capability.ops} <= {"product", "sum"}
+    expected = backend.load(None).predict(feed)[0]
+    actual = backend.load(default_config(backend)).predict(feed)[0]
+    assert np.abs(actual - expected).max() < 0.03 * np.abs(expected).max()

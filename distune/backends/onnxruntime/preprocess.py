@@ -17,7 +17,7 @@ from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex
 from distune.backends.onnxruntime.recipes.preparation import Preparation, gemm_to_matmul
 from distune.backends.onnxruntime.session import optimized_model
 from distune.backends.onnxruntime.shared import LightModel
-from distune.backends.onnxruntime.simplify import simplify
+from distune.backends.onnxruntime.simplify import has_row_bias, simplify, vector_biases
 from distune.backends.onnxruntime.storage import infer_shapes
 from distune.errors import ModelError
 
@@ -72,6 +72,7 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     _drop_unused_domains(prepared)
     _restore_interface(model, prepared)
     fold_gemm_factors(prepared)
+    vector_biases(prepared, user_types)
     if how.gemm_to_matmul:
         gemm_to_matmul(prepared, user_types)
     prepared = infer_shapes(prepared)
@@ -82,9 +83,9 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
 
 
 def _has_made_residual_gemm(user: onnx.ModelProto, prepared: onnx.ModelProto) -> bool:
-    """Whether the optimiser joined a MatMul and the Add of a computed tensor into a Gemm.
+    """Whether the optimiser joined a MatMul and the Add of a computed tensor, or of a constant by row, into a Gemm.
 
-    Such a Gemm has no integer kernel (QGemm wants a constant bias), where MatMul and Add each have one.
+    Such a Gemm has no integer kernel (QGemm wants a constant vector as bias), where MatMul and Add each have one.
     """
     own = {node.name for node in user.graph.node if node.op_type == "Gemm"}
     index = GraphIndex(prepared)
@@ -93,7 +94,7 @@ def _has_made_residual_gemm(user: onnx.ModelProto, prepared: onnx.ModelProto) ->
         and node.name not in own
         and len(node.input) > 2
         and node.input[2]
-        and not index.is_constant(node.input[2])
+        and (not index.is_constant(node.input[2]) or has_row_bias(index.initializers.get(node.input[2])))
         for node in prepared.graph.node
     )
 

@@ -172,7 +172,7 @@ def write_qdq(
         )
         quantized = quantizer.write()
         cache.settle()
-    except (ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:
+    except (ValueError, RuntimeError, TypeError, LookupError, AssertionError) as error:
         raise TrialError(f"ONNX Runtime's quantizer cannot apply the tuning config: {error}") from error
     _keep_fallback_in_fp32(quantized, set(planned.nodes))
     return Quantized(quantized, tuple(quantizer.warnings))

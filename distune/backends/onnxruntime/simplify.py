@@ -3,6 +3,7 @@
 * Zero padding moves into the convolution behind it. Between quantized ops a Pad runs in fp32, with a DequantizeLinear
   and a QuantizeLinear around it (a fifth of MobileNetV1's time at batch 1), and tears the convolutions' layout apart.
 * Neighbouring Slices of different axes become one.
+* The bias of a Gemm becomes a vector, as integer kernels take it; one that differs by row is added behind it.
 * A mean over both axes of an image is a GlobalAveragePool, which has an integer kernel; ReduceMean has none.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute, replace_nodes
+from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames, attribute, replace_nodes
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
 
@@ -35,6 +36,43 @@ def simplify(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
     if removed or replaced:
         drop_unused_constants(model)
         _drop_unknown_values(model)
+
+
+def vector_biases(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
+    """Give every Gemm of constant weight and bias a bias of one value per column, in place.
+
+    ``beta`` is folded into it already.
+
+    Args:
+        user_types: Op types by node name; the Adds of biases that differ by row are entered.
+    """
+    index, unused = GraphIndex(model), UnusedNames(model)
+    replaced: dict[str, Sequence[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3:
+            continue
+        weight, bias = (index.initializers.get(name) for name in node.input[1:3])
+        columns = 0 if weight is None else weight.dims[0 if attribute(node, "transB", 0) else 1]
+        if bias is None or not columns or list(bias.dims) == [columns]:
+            continue
+        if not has_row_bias(bias):
+            vector = np.broadcast_to(values_of(bias).ravel(), columns)
+            node.input[2] = add_constant(model, unused(f"{bias.name}_vector"), vector)
+            continue
+        product = unused(f"{node.output[0]}_product")
+        add = helper.make_node("Add", [product, node.input[2]], [node.output[0]], unused(f"{node.name}_Add"))
+        user_types[add.name] = "Add"
+        node.output[0] = product
+        del node.input[2:]
+        replaced[node.name] = (node, add)
+    if replaced:
+        replace_nodes(model, replaced)
+    drop_unused_constants(model)
+
+
+def has_row_bias(bias: onnx.TensorProto | None) -> bool:
+    """Whether it is the constant bias of a Gemm and may differ from row to row."""
+    return bias is not None and len(bias.dims) == 2 and bias.dims[0] != 1
 
 
 def zero_pads(index: GraphIndex, pad: onnx.NodeProto) -> list[int] | None:
