@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 import pytest
 
 from distune.errors import UsageError
-from distune.space.capability import ModeOptions, TensorOptions
-from distune.space.op_config import TuningConfig
+from distune.space.capability import ModeOptions, Recipe, TensorOptions
+from distune.space.op_config import FP32, OpConfig, TuningConfig
 from distune.space.tuning_space import TuningSpace
+from distune.strategies.knapsack import Choices
 from distune.strategies.stage import ProbeStage
 from distune.trial.messages import Latency
+from tests import synthetic
 from tests.strategies.harness import PLAIN, AdditiveModel, Played, mixed_space, play
 
 LOSS = {"op0": 0.006, "op1": 0.005, "op2": 0.004, "op3": 0.003, "op4": 0.003, "op5": 0.001, "op6": 0.002, "op7": 0.004}
@@ -65,6 +67,27 @@ def test_it_finds_the_optimum_of_a_planted_instance_and_beats_basic() -> None:
     assert ratio(played) < 0.95 * ratio(play("basic", space, MODEL))
     assert len(played.trials) <= 1 + 8 + 2 * 4  # default, a part for each op, two rounds of four mixes
     assert not any("rounds were over" in told for told in played.told)
+
+
+def test_every_mix_is_a_config_of_its_own() -> None:
+    """So that a trial's config says which mix it was, and no mix that was judged is proposed again."""
+    plain = synthetic.space(convs=2, matmuls=1)
+    halves = tuple(
+        replace(op, options=(*(option for option in op.options if option.is_quantized), OpConfig("bf16"), FP32))
+        for op in plain.ops
+    )
+    kept = Recipe("first_conv_or_matmul_quantization", True, (True, False), fp32_ops=plain.groups["conv0"])
+    for space in (
+        plain,
+        replace(plain, ops=halves),
+        replace(plain, ops=(halves[0], *plain.ops[1:])),  # the op that follows it in its group has no bf16
+        replace(plain, known_recipes=(kept,), fixed_recipes=((kept.name, False),)),
+    ):
+        default = space.default()
+        choices = Choices.among(space, default)
+        mixes = list(product(*(range(len(options)) for options in choices.of.values())))
+        assert len({choices.config(mix).hash for mix in mixes}) == len(mixes) >= 16
+        assert choices.config(mixes[0]) == default
 
 
 @pytest.mark.parametrize("parts", [2, 4])
