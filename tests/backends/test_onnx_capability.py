@@ -11,10 +11,12 @@ import pytest
 from onnx import helper
 
 from distune.backends.cpu import needs_reduce_range
+from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.options import ACTIVATION_OPTIONS, ACTIVATIONS, OP_KINDS
 from distune.backends.onnxruntime.preprocess import prepare
 from distune.backends.onnxruntime.session import optimized_graph
+from distune.config.job import ModelSpec, TuningJob
 from distune.space.capability import Capability, OpInfo
 from distune.space.op_config import FP32, OpConfig, TuningConfig
 from tests.backends.onnx_models import (
@@ -253,3 +255,29 @@ def test_reduce_range_where_the_processor_lacks_vnni() -> None:
     assert needs_reduce_range(frozenset({"avx2"}), "x86_64")
     assert not needs_reduce_range(frozenset({"avx2", "avx512_vnni"}), "x86_64")
     assert not needs_reduce_range(frozenset({"asimd"}), "aarch64")
+
+
+@pytest.mark.parametrize(("dilation", "runs"), [(1, "QLinearAveragePool"), (2, "AveragePool")])
+@pytest.mark.parametrize("quant_format", ["QDQ", "QOperator"])
+def test_an_average_pool_may_say_its_dilations(dilation: int, runs: str, quant_format: str) -> None:
+    """It may since opset 19; ONNX Runtime's integer kernel has no such attribute and refuses the graph."""
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.normal(size=(8, 3, 3, 3)) / 4, "w2": rng.normal(size=(8, 8, 1, 1))}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], "conv1"),
+        helper.make_node("AveragePool", ["c1"], ["p"], "pool", kernel_shape=[2, 2], dilations=[dilation] * 2),
+        helper.make_node("Conv", ["p", "w2"], ["y"], "conv2"),
+    ]
+    constants = {name: value.astype(np.float32) for name, value in weights.items()}
+    proto = model(nodes, {"x": ["batch", 3, 12, 12]}, ["y"], constants, opset=19)
+    proto.ir_version = 9
+    backend = OnnxRuntimeBackend(TuningJob(ModelSpec("onnxruntime", live=proto, quant_format=quant_format)))
+    backend.set_statistics((), SAMPLES, backend.calibrate((), enumerate(images())))
+    capability = backend.facts().capability
+    assert ("pool" in {op.name for op in capability.ops}) == (dilation == 1)
+    quantized = backend.load(default_config(backend))
+    expected, actual = (loaded.predict(images()[0])[0] for loaded in (backend.load(None), quantized))
+    assert np.square(expected - actual).mean() < 2e-3 * np.square(expected).mean()
+    executed = [node.op_type for node in optimized_graph(quantized.native.SerializeToString()).graph.node]
+    assert executed.count("QLinearConv") == 2
+    assert runs in executed

@@ -243,16 +243,19 @@ def _keep_fallback_in_fp32(proto: onnx.ModelProto, quantized: set[str]) -> None:
     """Make ops that fell back really run in fp32, in everybody's default session.
 
     ONNX Runtime's optimizer WeightBiasQuantization quantizes the weight of an fp32 Conv or Gemm again, per tensor, when
-    it sits between DequantizeLinear and QuantizeLinear (Relu and Clip before the latter are removed first). An
+    it sits between DequantizeLinear and QuantizeLinear (Relu and Clip before the latter are removed first). There it
+    also makes an AveragePool an integer one, which has no dilations, and refuses a graph where it finds them. An
     element-wise ``Max(x, lowest float)`` before that QuantizeLinear changes no value and is not optimised away.
     """
     index = GraphIndex(proto)
     guarded: dict[str, str] = {}
     for node in list(proto.graph.node):
-        if node.op_type not in _REQUANTIZED or node.name in quantized:
+        requantized = node.op_type in _REQUANTIZED and node.input[1] in index.initializers
+        dilated = node.op_type == "AveragePool" and any(item.name == "dilations" for item in node.attribute)
+        if node.name in quantized or not (requantized or dilated):
             continue
         source = index.producer.get(node.input[0])
-        if source is None or source.op_type != "DequantizeLinear" or node.input[1] not in index.initializers:
+        if source is None or source.op_type != "DequantizeLinear":
             continue
         tensor = node.output[0]
         while (consumer := index.only_consumer(tensor)) is not None and consumer.op_type in ("Relu", "Clip"):

@@ -4,6 +4,7 @@
   and a QuantizeLinear around it (a fifth of MobileNetV1's time at batch 1), and tears the convolutions' layout apart.
 * Neighbouring Slices of different axes become one.
 * The bias of a Gemm becomes a vector, as integer kernels take it; one that differs by row is added behind it.
+* Dilations of 1 are left out of an AveragePool: the integer kernel has no such attribute.
 * A mean over both axes of an image is a GlobalAveragePool, which has an integer kernel; ReduceMean has none.
 """
 
@@ -27,6 +28,7 @@ def simplify(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
         model: With inferred shapes.
         user_types: Op types by node name; those of ops that take another's place are entered.
     """
+    _drop_unit_dilations(model)
     removed = _fold_pads(model) | _join_slices(model)
     if removed:
         replace_nodes(model, dict.fromkeys(removed, ()))
@@ -94,6 +96,15 @@ def zero_pads(index: GraphIndex, pad: onnx.NodeProto) -> list[int] | None:
         if value is None or np.any(values_of(value)):
             return None
     return [int(count) for count in values_of(index.initializers[pad.input[1]])]
+
+
+def _drop_unit_dilations(model: onnx.ModelProto) -> None:
+    """AveragePools that only say what holds without saying it."""
+    for node in model.graph.node:
+        if node.op_type == "AveragePool" and set(attribute(node, "dilations", [0])) == {1}:
+            kept = [item for item in node.attribute if item.name != "dilations"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _fold_pads(model: onnx.ModelProto) -> set[str]:
