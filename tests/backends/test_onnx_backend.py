@@ -48,6 +48,14 @@ def test_facts_describe_the_users_model(backend: OnnxRuntimeBackend) -> None:
     json.dumps(dict(facts.session_options))
 
 
+def test_inputs_that_become_constants_are_told() -> None:
+    proto = convolution_model()
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("bf", onnx.TensorProto.FLOAT, [10]))
+    facts = OnnxRuntimeBackend(TuningJob(ModelSpec("onnxruntime", live=proto))).facts()
+    assert [info.name for info in facts.inputs] == ["x"]
+    assert any("input bf (1 in all)" in warning for warning in facts.warnings)
+
+
 def test_another_device_than_the_cpu_is_refused() -> None:
     job = TuningJob(ModelSpec("onnxruntime", live=convolution_model().SerializeToString()), device="gpu")
     with pytest.raises(UsageError, match="run on the CPU"):

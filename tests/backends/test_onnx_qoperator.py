@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.options import OP_KINDS
@@ -121,4 +121,23 @@ def test_what_is_exported_is_what_was_judged() -> None:
     config = default_config(backend)
     exported = backend.export(config)
     assert exported.files["model.onnx"] == backend.load(config).native.SerializeToString(deterministic=True)
+    assert backend.apply(exported.deploy, config).files == exported.files
+
+
+@pytest.mark.parametrize("make", [backend_of, qoperator_backend])
+@pytest.mark.parametrize("mode", ["static", "dynamic", "fp32"])
+def test_constants_stay_outputs_of_the_graph(make: Callable[..., OnnxRuntimeBackend], mode: str) -> None:
+    proto = convolution_model()
+    proto.graph.initializer.append(numpy_helper.from_array(np.arange(4, dtype=np.float32), "anchors"))
+    for name in ("anchors", "wf"):
+        proto.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    backend = make(proto, images())
+    config = default_config(backend)
+    ops = {op.name: [o for o in op.options if o.mode == mode] for op in backend.facts().capability.ops}
+    config = config.with_ops({name: options[0] for name, options in ops.items() if options})
+    assert backend.facts().outputs == ("y", "anchors", "wf")
+    expected, actual = (backend.load(c).predict(images()[0]) for c in (None, config))
+    np.testing.assert_array_equal(actual[1], expected[1])
+    np.testing.assert_array_equal(actual[2], expected[2])
+    exported = backend.export(config)
     assert backend.apply(exported.deploy, config).files == exported.files

@@ -56,6 +56,10 @@ from distune.space.op_config import TuningConfig
 
 Variant = tuple[tuple[str, Any], ...]
 
+_IR_WITH_DEFAULTS = 4
+"""ONNX's IR version since which an input with a value in the model may be fed another one; before, all constants were
+inputs."""
+
 
 class OnnxRuntimeModel(RunnableModel):
     """A model in an ONNX Runtime session.
@@ -201,6 +205,7 @@ class OnnxRuntimeBackend(Backend):
             size_bytes=stored_size(self._user_model),
             session_options=SESSION_OPTIONS,
             versions={name: version(name) for name in ("onnx", "onnxruntime", "numpy")},
+            warnings=_remarks_on_inputs(self._user_model),
             digest=self._digest,
         )
 
@@ -456,6 +461,17 @@ class OnnxRuntimeBackend(Backend):
         if texts := saved(weights, config.by_name):
             deploy["weights"] = texts
         return ExportedModel(stored_files(proto, external=bool(self._external)), deploy)
+
+
+def _remarks_on_inputs(user: onnx.ModelProto) -> tuple[str, ...]:
+    constants = {tensor.name for tensor in user.graph.initializer}
+    names = [value.name for value in user.graph.input if value.name in constants]
+    if not names or user.ir_version < _IR_WITH_DEFAULTS:
+        return ()
+    return (
+        f"input {names[0]} ({len(names)} in all) has a value in the model: quantized models have that as a constant "
+        "and do not take another one",
+    )
 
 
 def _input_info(value: onnx.ValueInfoProto) -> InputInfo:

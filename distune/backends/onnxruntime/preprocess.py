@@ -163,9 +163,10 @@ def _drop_unused_domains(model: onnx.ModelProto) -> None:
 def _restore_interface(user: onnx.ModelProto, prepared: onnx.ModelProto) -> None:
     """Keep the user's inputs and outputs (names of dimensions, documentation) and metadata as they were."""
     constants = {tensor.name for tensor in user.graph.initializer}
-    for target, source in ((prepared.graph.input, user.graph.input), (prepared.graph.output, user.graph.output)):
-        del target[:]
-        target.extend(value for value in source if value.name not in constants)
+    del prepared.graph.input[:]
+    prepared.graph.input.extend(value for value in user.graph.input if value.name not in constants)
+    del prepared.graph.output[:]
+    prepared.graph.output.extend(user.graph.output)
     del prepared.metadata_props[:]
     prepared.metadata_props.extend(user.metadata_props)
     prepared.producer_name = user.producer_name

@@ -61,6 +61,12 @@ def test_a_layer_that_adds_a_computed_tensor_is_left_alone() -> None:
     assert pairs(prepare(model(nodes, {"x": ["batch", 16]}, ["y"], arrays))) == ()
 
 
+def test_a_weight_that_the_model_gives_as_an_output_stays() -> None:
+    proto = convolution_model()
+    proto.graph.output.append(helper.make_tensor_value_info("w2", onnx.TensorProto.FLOAT, None))
+    assert pairs(prepare(proto)) == ()
+
+
 def test_channels_get_like_ranges() -> None:
     def spread(proto: onnx.ModelProto) -> float:
         peaks = np.abs(value(GraphIndex(proto), "w2")).max((1, 2, 3))

@@ -66,8 +66,8 @@ def _cut(index: GraphIndex, activation: onnx.NodeProto | None) -> float | None:
 
 
 def _owned(index: GraphIndex, tensor: str) -> bool:
-    """One node alone reads a constant."""
-    return len(index.consumers.get(tensor, ())) == 1
+    """One node alone reads a constant, and it is no output of the graph."""
+    return index.only_consumer(tensor) is not None
 
 
 def _is_homogeneous(index: GraphIndex, node: onnx.NodeProto) -> bool:

@@ -23,7 +23,7 @@ def smoothable(model: PreparedModel) -> tuple[Smoothable, ...]:
     """The activations before Gemm and MatMul layers, in graph order."""
     by_tensor: dict[str, list[OnnxLayer]] = {}
     for layer in layers(model):
-        if not layer.is_conv and len(model.index.consumers[layer.weight]) == 1:
+        if not layer.is_conv and model.index.only_consumer(layer.weight) is not None:
             by_tensor.setdefault(layer.input, []).append(layer)
     return tuple(
         Smoothable(
@@ -93,7 +93,7 @@ def _foldable(index: GraphIndex, spot: Smoothable, channels: int) -> Iterator[tu
         return
     for layer in _before(index, producer):
         names = [name for name in (layer.weight, layer.bias) if name]
-        if any(len(index.consumers.get(name, ())) != 1 for name in names):
+        if any(index.only_consumer(name) is None for name in names):
             return
         yield layer.weight, _Divide(layer)
         if layer.bias:
@@ -117,7 +117,7 @@ def _before(index: GraphIndex, node: onnx.NodeProto) -> Iterator[OnnxLayer]:
 
 def _own_vector(index: GraphIndex, name: str, channels: int) -> bool:
     tensor = index.initializers.get(name)
-    return tensor is not None and list(tensor.dims) == [channels] and len(index.consumers[name]) == 1
+    return tensor is not None and list(tensor.dims) == [channels] and index.only_consumer(name) is not None
 
 
 def _insert_mul(
