@@ -93,8 +93,8 @@ class SigOptTuneStrategy(TuneStrategy):
                 return
             if observed >= budget:
                 self.context.tell(
-                    f"the experiment's budget of {budget} observations is spent, {budget - len(self.record.trials)} of "
-                    f"them on configs that SigOpt suggested again"
+                    f"the experiment's budget of {budget} observations is spent, {self.record.remaining} of them on "
+                    f"fp32 or on configs that were judged before"
                 )
                 return
 

@@ -6,6 +6,7 @@ The model is additive: every quantized group costs some accuracy and saves some 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from distune.space.capability import ModeOptions, OpInfo, TensorOptions
 from distune.space.op_config import FP32, OpConfig, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import Answer, StrategyContext, TuningFinished, Wanted
+from distune.strategies.leading import settle_recipes
 from distune.strategies.registry import strategy_class
 from distune.strategies.stage import ProbeResult, ProbeStage, Stage, Trial
 from distune.trial.messages import Latency
@@ -129,7 +131,7 @@ def play(
     outside: Callable[[str, Callable[[], Any]], Any] = lambda key, work: work(),
     **kwargs: Any,
 ) -> Played:
-    """Run a strategy to its end.
+    """Run a strategy to its end, after the recipes that are settled before it.
 
     Args:
         timeout: 0 ends the run at the first success; above, the run goes on (no clock here ends it).
@@ -184,5 +186,7 @@ def play(
     )
     cls = strategy_class(StrategySpec(strategy, kwargs))
     cls.check(kwargs, strategy)
-    cls(space, context).traverse()
+    with suppress(TuningFinished):
+        space = settle_recipes(space, judge, played.told.append)
+        cls(space, context).traverse()
     return played

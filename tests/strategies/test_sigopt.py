@@ -15,9 +15,10 @@ import pytest
 from distune.config.job import StrategySpec
 from distune.config.secret import Secret
 from distune.errors import DistuneError, UsageError
+from distune.space.capability import Recipe
 from distune.strategies.registry import strategy_class
 from distune.strategies.sigopt_service import environment
-from tests.strategies.harness import AdditiveModel, mixed_space, play, space
+from tests.strategies.harness import PLAIN, AdditiveModel, mixed_space, play, space
 from tests.strategies.sigopt_front import EXPERIMENT, PROJECT, TOKEN, Front, front
 
 EXAMPLE = Path(__file__).parents[2] / "launch" / "examples" / "digits.yaml"
@@ -241,6 +242,19 @@ def test_several_suggestions_are_judged_in_one_stage(server: Front) -> None:
     played = play("sigopt", mixed_space(4), COSTLY, max_trials=8, timeout=1.0, **http(server, parallel_bandwidth=2))
     assert server.experiment["parallel_bandwidth"] == 2
     assert {len(list(stage.candidates)) for stage in played.stages} == {2}
+
+
+@pytest.mark.full
+def test_trials_of_recipes_that_were_settled_before_are_not_the_experiments(server: Front) -> None:
+    alphas = Recipe("smooth_quant", False, (0.3, 0.5, 0.7), leads=True)
+    costly = AdditiveModel(default_cost=0.5)
+    known = mixed_space(3, PLAIN, recipes=(alphas,), known_recipes=(alphas,))
+    played = play("sigopt", known, costly, max_trials=8, timeout=1.0, **http(server))
+    assert [trial.stage for trial in played.trials[:3]] == ["smooth_quant"] * 3
+    assert len(server.observations) == server.experiment["observation_budget"] == 5
+    spent = next(text for text in played.told if "budget of 5 observations is spent" in text)
+    assert 0 < 8 - len(played.trials) < 5
+    assert f", {8 - len(played.trials)} of them on fp32 or on configs that were judged before" in spent
 
 
 @pytest.mark.full
