@@ -140,7 +140,6 @@ def _scored(value: float, verdict: bool | None = None, size: int | None = None) 
         100,
         verdict=verdict,
         size_bytes=size,
-        directions={"accuracy": True},
     )
 
 
