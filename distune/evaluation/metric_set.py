@@ -13,7 +13,8 @@ from distune.data.transform import Postprocess
 from distune.data.user_code import guard
 from distune.errors import DataError, UsageError
 from distune.evaluation.parts import build_metrics, metric_weights
-from distune.evaluation.survey import Margins, Survey
+from distune.evaluation.ranking import Margins
+from distune.evaluation.survey import Survey
 from distune.metrics.base import as_number
 from distune.metrics.per_sample import Outcomes, PerSampleForm, form_of
 

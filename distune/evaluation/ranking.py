@@ -24,13 +24,15 @@ from distune.errors import DataError
 from distune.metrics.per_sample import Outcomes, PerSampleForm
 from distune.metrics.sums import ExactSum
 
+Margins = NDArray[np.float64] | None
+
 SHARE = 0.2
 """Share of the samples that ranking looks at, at most."""
 
 _STEEP = 0.1
 """Width of the step from wrong to right by which margins are graded, in standard deviations of the base's margins."""
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class DecisiveSamples:
         samples: Samples in all.
         batch_size: They are scored in whole batches of so many.
         outside: The base's sum of outcomes over all other samples, by metric.
-        scale: A margin's usual size.
+        scales: A margin's usual size, by metric; ``None`` for one that says no margins.
+        scale: The same of the smallest margin over the metrics (``smallest_margins``).
         grade: The base's mean grade.
     """
 
@@ -50,6 +53,7 @@ class DecisiveSamples:
     samples: int
     batch_size: int
     outside: tuple[float, ...]
+    scales: tuple[float | None, ...]
     scale: float
     grade: float
 
@@ -61,8 +65,8 @@ class DecisiveSamples:
     def encode(self) -> str:
         """As text for a message and the journal, an eighth of a byte a sample; ``decode`` is the inverse."""
         packed = base64.b64encode(zlib.compress(self.chosen, 9)).decode()
-        content = [_VERSION, packed, self.samples, self.batch_size, self.outside, self.scale, self.grade]
-        return json.dumps(content)
+        sizes = [self.samples, self.batch_size]
+        return json.dumps([_VERSION, packed, *sizes, self.outside, self.scales, self.scale, self.grade])
 
     @classmethod
     def decode(cls, text: str) -> DecisiveSamples:
@@ -73,19 +77,27 @@ class DecisiveSamples:
         """
         version, *content = json.loads(text)
         if version != _VERSION:
-            raise DataError(f"the decisive samples are of version {version}, and this distune reads {_VERSION}")
-        packed, samples, batch_size, outside, scale, grade = content
-        return cls(zlib.decompress(base64.b64decode(packed)), samples, batch_size, tuple(outside), scale, grade)
+            raise DataError(
+                f"the decisive samples are of version {version}, and this distune reads {_VERSION}; "
+                "use the version of distune that wrote them, or start over with --fresh"
+            )
+        packed, samples, batch_size, outside, scales, scale, grade = content
+        chosen = zlib.decompress(base64.b64decode(packed))
+        return cls(chosen, samples, batch_size, tuple(outside), tuple(scales), scale, grade)
 
 
 def choose(
-    margins: NDArray[np.float64], outcomes: Sequence[NDArray[np.float64]], batch_size: int
+    margins: NDArray[np.float64],
+    outcomes: Sequence[NDArray[np.float64]],
+    batch_size: int,
+    scales: tuple[float | None, ...],
 ) -> DecisiveSamples | None:
     """The samples of the smallest margins, in whole batches; ``None`` where one batch is more than ``SHARE``.
 
     Args:
-        margins: The base's margins [n], in the order of the data.
+        margins: The base's smallest margins [n], in the order of the data.
         outcomes: The base's outcomes [n], by metric.
+        scales: What made the smallest margins comparable, by metric.
     """
     count = int(SHARE * len(margins)) // batch_size * batch_size
     known = margins[np.isfinite(margins)]
@@ -96,7 +108,15 @@ def choose(
     scale = float(np.std(known)) or 1.0
     outside = tuple(_sum(values[~chosen]) for values in outcomes)
     grade = _sum(_grades(margins[chosen], scale)) / count
-    return DecisiveSamples(np.packbits(chosen).tobytes(), len(margins), batch_size, outside, scale, grade)
+    return DecisiveSamples(np.packbits(chosen).tobytes(), len(margins), batch_size, outside, scales, scale, grade)
+
+
+def smallest_margins(margins: Sequence[Margins], scales: Sequence[float | None]) -> NDArray[np.float64]:
+    """The smallest margin of each sample over the metrics that have a scale, in units of it; one has to have one."""
+    pairs = zip(margins, scales, strict=True)
+    scaled = [found / scale for found, scale in pairs if found is not None and scale is not None]
+    smallest: NDArray[np.float64] = np.min(scaled, axis=0)
+    return smallest
 
 
 class DecisiveScore:
@@ -126,11 +146,19 @@ class DecisiveScore:
         self._sums = [ExactSum() for _ in forms]
         self._graded = ExactSum()
 
-    def take(self, outcomes: Sequence[Outcomes], margins: Sequence[NDArray[np.float64] | None]) -> None:
-        """One decisive batch, by metric."""
+    def take(self, outcomes: Sequence[Outcomes], margins: Sequence[Margins]) -> None:
+        """One decisive batch, by metric.
+
+        Raises:
+            DataError: A metric says no margins here, and it said some of the base.
+        """
         for found, total in zip(outcomes, self._sums, strict=True):
             total.add(found.values)
-        self._graded.add(_grades(next(found for found in margins if found is not None), self._decisive.scale))
+        for form, own, scale in zip(self._forms, margins, self._decisive.scales, strict=True):
+            if own is None and scale is not None:
+                raise DataError(f"metric {form.name!r} gives margins of one model and none of another")
+        smallest = smallest_margins(margins, self._decisive.scales)
+        self._graded.add(_grades(smallest, self._decisive.scale))
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -18,11 +18,9 @@ from distune.data.batch import arrays_of
 from distune.errors import DataError
 from distune.evaluation.batches import Prepared
 from distune.evaluation.order import SampleOrder, build_order
-from distune.evaluation.ranking import DecisiveSamples, choose
+from distune.evaluation.ranking import DecisiveSamples, Margins, choose, smallest_margins
 from distune.metrics.per_sample import Outcomes, PerSampleForm
 from distune.metrics.sums import ExactSum
-
-Margins = NDArray[np.float64] | None
 
 _ALIKE = 1e-3
 """Difference of a margin, in standard deviations of all margins, that rounding in another batch may make."""
@@ -139,7 +137,7 @@ class Survey:
         if margins is None:
             return None
         back = np.argsort(rows)
-        return choose(margins[back], [values[back] for values in self._values()], batch_size)
+        return choose(margins[back], [values[back] for values in self._values()], batch_size, self._scales())
 
     def agrees(self, rows: NDArray[np.intp], outcomes: Sequence[Outcomes], margins: Sequence[Margins]) -> bool:
         """Whether the samples ``rows``, scored together in one batch, come out as they did in the user's batches.
@@ -177,12 +175,19 @@ class Survey:
 
     def _all_margins(self) -> Margins:
         """The smallest margin of each sample over the metrics that say margins, in units of their spread."""
-        found = [margins for index in range(len(self._forms)) if (margins := self._of_metric(index)) is not None]
-        if not found:
+        scales = self._scales()
+        if all(scale is None for scale in scales):
             return None
-        scaled = [margins / (float(np.std(margins[np.isfinite(margins)])) or 1.0) for margins in found]
-        smallest: NDArray[np.float64] = np.min(scaled, axis=0)
-        return smallest if len(found) > 1 else found[0]
+        return smallest_margins([self._of_metric(index) for index in range(len(self._forms))], scales)
+
+    def _scales(self) -> tuple[float | None, ...]:
+        """The spread of the margins, by metric that says some; 1 for a single one, which needs no comparing."""
+        found = [self._of_metric(index) for index in range(len(self._forms))]
+        if sum(margins is not None for margins in found) == 1:
+            return tuple(None if margins is None else 1.0 for margins in found)
+        return tuple(
+            None if margins is None else float(np.std(margins[np.isfinite(margins)])) or 1.0 for margins in found
+        )
 
     def _badness(
         self, values: Sequence[NDArray[np.float64]], weights: Sequence[NDArray[np.float64]]

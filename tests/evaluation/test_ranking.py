@@ -107,6 +107,35 @@ def test_margins_are_weighed_in_the_direction_of_the_criterion() -> None:
     assert found < base.graded
 
 
+TOP_1, TOP_3 = ComponentSpec("topk", {"k": 1}), ComponentSpec("topk", {"k": 3})
+SEVERAL = {
+    "one": (MetricSpec(TOP_1),),
+    "each its own": (MetricSpec(TOP_1), MetricSpec(TOP_3)),
+    "weighted": (MetricSpec(TOP_1, 0.5), MetricSpec(TOP_3, 0.5)),
+    "the second has margins": (MetricSpec(ComponentSpec("Loss", {})), MetricSpec(TOP_1)),
+}
+
+
+@pytest.mark.parametrize("metrics", SEVERAL.values(), ids=SEVERAL)
+def test_the_bases_own_score_is_its_accuracy(metrics: tuple[MetricSpec, ...]) -> None:
+    judge, _ = with_order(evaluator(*metrics))
+    base, decisive = judge.survey(table(BASE), Demand())
+    assert decisive is not None
+    travelled = DecisiveSamples.decode(decisive.encode())
+    again = judge.score(table(BASE), demand=demand(2.0, accuracy="ranking"), decisive=travelled)
+    assert (again.complete, again.samples) == (False, len(decisive.rows))
+    assert again.graded == pytest.approx(base.value, rel=1e-12)
+    assert base.graded == base.value
+
+
+def test_margins_that_a_metric_says_of_the_base_only_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, _ = with_order(evaluator(MetricSpec(ErrorRate)))
+    _, decisive = judge.survey(table(BASE), Demand())
+    monkeypatch.setattr(ErrorRate, "margins", lambda *args: None)
+    with pytest.raises(DataError, match="'ErrorRate' gives margins of one model and none of another"):
+        judge.score(table(BASE), demand=demand(2.0, accuracy="ranking"), decisive=decisive)
+
+
 def test_what_promises_to_meet_is_judged_in_full() -> None:
     judge, fp32 = with_order(evaluator())
     _, decisive = judge.survey(table(BASE), Demand())
@@ -134,7 +163,7 @@ def test_fewer_samples_than_five_batches_are_all_needed() -> None:
 def test_the_samples_travel_small_and_whole() -> None:
     margins = np.random.default_rng(0).normal(size=50_000)
     margins[7] = np.nan
-    found = choose(margins, [(margins > 0).astype(float)], 64)
+    found = choose(margins, [(margins > 0).astype(float)], 64, (1.0,))
     assert found is not None
     assert DecisiveSamples.decode(found.encode()) == found
     assert len(found.rows) == 9984  # whole batches
