@@ -69,3 +69,27 @@ def test_a_matmul_and_the_addition_of_a_matrix_are_both_quantized(shape: tuple[i
     expected = backend.load(None).predict(feed)[0]
     actual = backend.load(default_config(backend)).predict(feed)[0]
     assert np.abs(actual - expected).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("value", [None, 0.0, 1.5])
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
+def test_padding_of_chosen_axes_is_padding_of_all(axes: list[int], value: float | None) -> None:
+    """Pad has axes since opset 18; ONNX Runtime permutes such counts as if there were one for every axis."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w1": rng.normal(size=(8, 3, 3, 3)).astype(np.float32) / 4,
+        "w2": rng.normal(size=(8, 8, 3, 3)).astype(np.float32) / 8,
+        "counts": np.array([1, 2, 1, 0]),
+        "axes": np.array(axes),
+    }
+    if value is not None:
+        constants["value"] = np.array(value, np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], "conv1", pads=[1] * 4),
+        helper.make_node("Pad", ["c1", "counts", "" if value is None else "value", "axes"], ["p"], "pad"),
+        helper.make_node("Conv", ["p", "w2"], ["y"], "conv2"),
+    ]
+    feed = {"x": rng.normal(size=(4, 3, 8, 8)).astype(np.float32)}
+    backend = backend_of(model(nodes, {"x": ["batch", 3, 8, 8]}, ["y"], constants, opset=18), [feed])
+    expected, actual = (backend.load(c).predict(feed)[0] for c in (None, default_config(backend)))
+    assert np.abs(actual - expected).max() < 0.03 * np.abs(expected).max()

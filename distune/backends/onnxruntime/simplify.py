@@ -29,13 +29,14 @@ def simplify(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
         user_types: Op types by node name; those of ops that take another's place are entered.
     """
     _drop_unit_dilations(model)
+    completed = _pad_all_axes(model)
     removed = _fold_pads(model) | _join_slices(model)
     if removed:
         replace_nodes(model, dict.fromkeys(removed, ()))
     replaced = _pools(model, user_types)
     if replaced:
         replace_nodes(model, replaced)
-    if removed or replaced:
+    if completed or removed or replaced:
         drop_unused_constants(model)
         _drop_unknown_values(model)
 
@@ -105,6 +106,28 @@ def _drop_unit_dilations(model: onnx.ModelProto) -> None:
             kept = [item for item in node.attribute if item.name != "dilations"]
             del node.attribute[:]
             node.attribute.extend(kept)
+
+
+def _pad_all_axes(model: onnx.ModelProto) -> bool:
+    """Pads of chosen axes become pads of all, where the counts are constant. Whether there was any.
+
+    Such axes are overlooked by ONNX Runtime where it moves transpositions of images through a Pad.
+    """
+    index, ranks, unused = GraphIndex(model), _ranks(model), UnusedNames(model)
+    changed = False
+    for node in model.graph.node:
+        if node.op_type != "Pad" or len(node.input) < 4 or not node.input[3]:
+            continue
+        counts, axes = (index.initializers.get(node.input[position]) for position in (1, 3))
+        rank = ranks.get(node.input[0])
+        if counts is None or axes is None or rank is None:
+            continue
+        around = np.zeros((2, rank), np.int64)
+        around[:, values_of(axes)] = values_of(counts).reshape(2, -1)
+        node.input[1] = add_constant(model, unused(f"{node.name}_pads"), around.ravel())
+        del node.input[3:]
+        changed = True
+    return changed
 
 
 def _fold_pads(model: onnx.ModelProto) -> set[str]:
@@ -187,11 +210,7 @@ def _slice_ranges(index: GraphIndex, node: onnx.NodeProto) -> dict[int, tuple[in
 def _pools(model: onnx.ModelProto, user_types: dict[str, str]) -> dict[str, Sequence[onnx.NodeProto]]:
     """What takes the place of means over both axes of an image, by name of the node."""
     index = GraphIndex(model)
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*model.graph.value_info, *model.graph.input)
-        if value.type.tensor_type.HasField("shape")
-    }
+    ranks = _ranks(model)
     replaced: dict[str, Sequence[onnx.NodeProto]] = {}
     for node in model.graph.node:
         if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4 or not index.is_float(node.input[0]):
@@ -218,6 +237,15 @@ def _unused(name: str, index: GraphIndex) -> str:
     while any(name in taken for taken in (index.producer, index.inputs, index.initializers, index.nodes)):
         name += "_"
     return name
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """How many axes a tensor has, by its name, where it is known."""
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*model.graph.value_info, *model.graph.input)
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _drop_unknown_values(model: onnx.ModelProto) -> None:
