@@ -150,7 +150,7 @@ def by_names(
     """
     found = dict(results)
     missing = [name for name in names if name not in found]
-    if value is not None and len(missing) == 1 and len(found) <= 1:
+    if value is not None and missing and len(names) == 1 and len(found) <= 1:
         found[missing.pop()] = value
     if missing:
         given = ", ".join(sorted(found)) or "one number"

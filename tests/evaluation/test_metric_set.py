@@ -9,7 +9,7 @@ import pytest
 from distune.config.job import ComponentSpec, CriterionSpec, EvaluationSpec, MetricSpec
 from distune.errors import DataError, UsageError
 from distune.evaluation.criterion import check_directions
-from distune.evaluation.metric_set import MetricSet
+from distune.evaluation.metric_set import MetricSet, by_names
 from distune.metrics import PerSampleMetric
 from tests.data.user_components import Misses
 
@@ -67,3 +67,12 @@ def test_what_the_criterion_says_of_the_first_metric_is_not_guessed_of_the_other
         "Silent": True,
     }
     assert directions(ACCURACY, MetricSpec(Silent), higher=True) == {"Accuracy": True, "Silent": True}
+
+
+def test_one_number_is_what_is_asked_for_only_where_one_metric_is() -> None:
+    assert by_names(["recall"], 0.9, {}, "the evaluation") == (0.9, {"recall": 0.9})
+    assert by_names(["recall"], 0.9, {"topk": 0.9}, "the evaluation")[0] == 0.9
+    assert by_names(["topk"], 0.9, {"topk": 0.9}, "the evaluation") == (0.9, {"topk": 0.9})
+    for asked in (["topk", "recall"], ["recall", "topk"]):
+        with pytest.raises(UsageError, match=r"tuning\.metrics asks for recall, and the evaluation gives topk"):
+            by_names(asked, 0.9, {"topk": 0.9}, "the evaluation")
