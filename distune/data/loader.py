@@ -6,7 +6,6 @@ another, so they must see the same data in the same batches.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 
 from distune.config.imports import import_object
 from distune.config.job import ComponentSpec, Dataloader, DataloaderSpec
-from distune.data.batch import Batch, Inputs, Labels, arrays_of, collate, make_batch, split_pair, take
-from distune.data.dataset import ArrayDataset, Dataset, hash_arrays
+from distune.data.batch import Batch, Inputs, Labels, collate, make_batch, split_pair, take
+from distune.data.dataset import ArrayDataset, Dataset
 from distune.data.filters import SampleFilter
+from distune.data.identity import digest_by_index, digest_of_all, digest_of_dataset, digest_of_first
 from distune.data.registry import DATASETS, FILTERS, names_user_code
 from distune.data.transform import Pipeline
 from distune.data.user_code import user_code
@@ -217,7 +217,7 @@ class StreamSource(DataSource):
             yield Batch(index, inputs, labels, len(chunk))
 
     def digest(self) -> str:
-        return _digest_of_first(self)
+        return digest_of_first(self)
 
 
 class LiveSource(DataSource):
@@ -235,16 +235,18 @@ class LiveSource(DataSource):
         self._dataloader = dataloader
         self._what = f"dataloader {what}"
         declared = getattr(dataloader, "batch_size", None)
+        self._declares_batch_size = isinstance(declared, int)
         self.batch_size = declared if isinstance(declared, int) else self._first().size
 
     @property
     def samples(self) -> int | None:
         if isinstance(self._dataloader, list | tuple):
             return sum(batch.size for batch in self)
-        dataset = getattr(self._dataloader, "dataset", None)
-        if isinstance(dataset, Sized) and not getattr(self._dataloader, "drop_last", True):
-            return len(dataset)
-        return None
+        if getattr(self._dataloader, "drop_last", True) or not self._declares_batch_size:
+            return None  # without a batch size a sampler of the user's makes the batches
+        sampler = getattr(self._dataloader, "sampler", None)
+        drawn = getattr(self._dataloader, "dataset", None) if sampler is None else sampler
+        return len(drawn) if isinstance(drawn, Sized) else None
 
     def __iter__(self) -> Iterator[Batch]:
         for index, item in enumerate(_guarded(self._dataloader, self._what)):
@@ -252,9 +254,8 @@ class LiveSource(DataSource):
 
     def digest(self) -> str:
         if isinstance(self._dataloader, list | tuple):
-            ends = (make_batch(0, self._dataloader[0]), make_batch(-1, self._dataloader[-1]))
-            return _hash_batches(ends, f"{len(self._dataloader)}")
-        return _digest_of_first(self, f"{self.samples}")
+            return digest_of_all(self)
+        return digest_of_first(self, f"{self.samples} {digest_of_dataset(self._dataloader, self._what)}")
 
     def _first(self) -> Batch:
         for batch in self:
@@ -282,11 +283,7 @@ class _UserDataset(Dataset):
         if isinstance(self._found, Dataset):
             with user_code(self._what):
                 return self._found.digest()
-        ends = [self[index] for index in (0, len(self) - 1)]
-        again = [self[index] for index in (0, len(self) - 1)]
-        batches = [Batch(0, *collate([pair], [0]), size=1) for pair in ends]
-        repeated = [Batch(0, *collate([pair], [0]), size=1) for pair in again]
-        return _hash_if_same(batches, repeated, f"{len(self)}")
+        return digest_by_index(self._found, self.__getitem__)
 
 
 def _build_filter(spec: ComponentSpec | None) -> SampleFilter | None:
@@ -337,22 +334,3 @@ def _guarded(items: Iterable[Any], what: str) -> Iterator[Any]:
         if item is end:
             return
         yield item
-
-
-def _digest_of_first(source: DataSource, prefix: str = "") -> str:
-    """Identity of data that cannot be reached by index: its first batch (reading all might take minutes)."""
-    first, again = (list(itertools.islice(source, 1)) for _ in range(2))
-    return _hash_if_same(first, again, prefix)
-
-
-def _hash_if_same(batches: Sequence[Batch], again: Sequence[Batch], prefix: str) -> str:
-    """Hash of contents; of dtypes and shapes alone where a second reading gave other contents (a live shuffle)."""
-    digest = _hash_batches(batches, prefix)
-    if digest == _hash_batches(again, prefix):
-        return digest
-    kinds = [(a.dtype.str, a.shape) for batch in batches for a in (*arrays_of(batch.inputs), *arrays_of(batch.labels))]
-    return hashlib.sha256(f"{prefix}{kinds}".encode()).hexdigest()
-
-
-def _hash_batches(batches: Sequence[Batch], prefix: str) -> str:
-    return hash_arrays([a for b in batches for a in (*arrays_of(b.inputs), *arrays_of(b.labels))], prefix)

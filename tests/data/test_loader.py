@@ -152,6 +152,10 @@ def test_torch_dataloader() -> None:
     assert source.digest() == source.digest()
     shuffled = open_dataloader(torch.utils.data.DataLoader(data, batch_size=2, shuffle=True), 0)
     assert shuffled.digest() == shuffled.digest()
+    few = torch.utils.data.SubsetRandomSampler(range(3))
+    assert open_dataloader(torch.utils.data.DataLoader(data, batch_size=2, sampler=few), 0).samples == 3
+    own = torch.utils.data.BatchSampler(few, batch_size=2, drop_last=False)
+    assert open_dataloader(torch.utils.data.DataLoader(data, batch_sampler=own), 0).samples is None
 
 
 def test_digest_is_of_the_content(npz: dict[str, Any]) -> None:
@@ -160,6 +164,99 @@ def test_digest_is_of_the_content(npz: dict[str, Any]) -> None:
     first = open_dataloader([(np.zeros((4, 2)), np.arange(4))], 0).digest()
     assert open_dataloader([(np.zeros((4, 2)), np.arange(4))], 0).digest() == first
     assert open_dataloader([(np.ones((4, 2)), np.arange(4))], 0).digest() != first
+
+
+def digest(data: Any) -> str:
+    return open_dataloader(data, 0).digest()
+
+
+@pytest.mark.parametrize("batch", range(5))
+def test_every_batch_of_a_list_counts_when_a_run_is_resumed(batch: int) -> None:
+    def data() -> list[Any]:
+        return [({"a": np.full((4, 2), index), "b": np.zeros((4, 1))}, np.arange(4)) for index in range(5)]
+
+    relabelled, renamed = data(), data()
+    relabelled[batch][1][1] = 3
+    renamed[batch][0]["c"] = renamed[batch][0].pop("b")
+    assert digest(data()) == digest(data())
+    assert len({digest(data()), digest(relabelled), digest(renamed), digest(data()[:-1])}) == 4
+
+
+class Pairs:
+    """Batches that can only be iterated, as INC 2.x takes them; what they are made of is in memory."""
+
+    def __init__(self, changed: int | None = None, count: int = 40) -> None:
+        self.labels = np.arange(count)
+        if changed is not None:
+            self.labels[changed] += 1
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, label in enumerate(self.labels):
+            yield np.full((1, 2), index), np.full(1, label)
+
+
+@pytest.mark.parametrize("changed", [0, 17, 39])
+def test_a_change_in_small_data_is_noticed_however_they_are_read(changed: int) -> None:
+    def described(**args: Any) -> DataloaderSpec:
+        return spec(f"{USER}:Squares", {"count": 40, **args})
+
+    assert digest(Pairs()) == digest(Pairs()) != digest(Pairs(changed))
+    assert digest(described()) == digest(described()) != digest(described(changed=changed))
+    torch = pytest.importorskip("torch")
+    for shuffle in (False, True):
+
+        def live(changed: int | None = None, shuffle: bool = shuffle) -> Any:
+            data = [(torch.full((2,), index), torch.tensor(label)) for index, label in enumerate(Pairs(changed).labels)]
+            return torch.utils.data.DataLoader(data, batch_size=16, shuffle=shuffle, drop_last=True)
+
+        assert digest(live()) == digest(live()) != digest(live(changed))
+
+
+def test_samples_of_any_form_are_told_apart_before_they_are_batches() -> None:
+    torch = pytest.importorskip("torch")
+    image = pytest.importorskip("PIL.Image")
+
+    def live(shade: int = 9, word: str = "good") -> Any:
+        shown = image.new("L", (4, 4)), image.new("L", (4, 4), shade)
+        data = [({"image": each, "text": [word, "film"]}, {"of": None, "is": 1}) for each in shown]
+        made = (np.zeros((2, 3)), np.zeros(2))
+        return torch.utils.data.DataLoader(data, batch_size=2, collate_fn=lambda pairs: made)
+
+    assert digest(live()) == digest(live())
+    assert len({digest(live()), digest(live(shade=8)), digest(live(word="bad"))}) == 3
+
+
+def test_of_large_data_samples_from_all_over_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    read: list[int] = []
+
+    class Large(torch.utils.data.Dataset):  # type: ignore[misc,name-defined]
+        def __init__(self, grade: int = 1) -> None:
+            self.grade = grade
+
+        def __len__(self) -> int:
+            return 1_000_000
+
+        def __getitem__(self, index: int) -> Any:
+            read.append(index)
+            return np.full((64, 64), index % 7, np.float32), index * self.grade % 10
+
+    before = digest(torch.utils.data.DataLoader(Large(), batch_size=32))
+    assert digest(torch.utils.data.DataLoader(Large(), batch_size=32)) == before
+    assert digest(torch.utils.data.DataLoader(Large(grade=3), batch_size=32)) != before
+    assert {index // 100_000 for index in read} == set(range(10))
+    assert len(set(read)) < 5000
+
+
+def test_tensors_in_memory_are_looked_at_whole() -> None:
+    torch = pytest.importorskip("torch")
+
+    def live(changed: int | None = None) -> Any:
+        labels = torch.from_numpy(Pairs(changed, count=10_000).labels)
+        data = torch.utils.data.TensorDataset(torch.zeros(10_000, 512), labels)
+        return torch.utils.data.DataLoader(data, batch_size=100)
+
+    assert digest(live()) == digest(live()) != digest(live(changed=7777))
 
 
 def test_names_are_listed_without_heavy_imports() -> None:

@@ -12,14 +12,15 @@ from distune.data.transform import BatchTransform
 
 
 class Squares:
-    def __init__(self, count: int = 5) -> None:
+    def __init__(self, count: int = 5, changed: int | None = None) -> None:
         self.count = count
+        self.changed = changed
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return np.full(3, index * index, np.float32), index
+        return np.full(3, index * index, np.float32), index + (index == self.changed)
 
 
 def stream(count: int = 5) -> Iterator[tuple[Any, int]]:
