@@ -47,6 +47,7 @@ class MetricSet:
         self._weights = metric_weights(spec)
         self._reference: list[Any] | None = None
         self._last: tuple[Any, Any] = (None, None)
+        self._outcomes: list[Outcomes] | None = None
         forms = [form_of(metric, name) for name, metric in self._metrics.items()]
         known = () if self._names else tuple(form for form in forms if form is not None)
         self.forms: tuple[PerSampleForm, ...] = known
@@ -96,17 +97,21 @@ class MetricSet:
     def take(self, index: int, raw: Sequence[Any], labels: Labels) -> None:
         """The model's outputs for the batch number ``index`` of the user's own, and its labels."""
         self._last = outputs, labels = self._postprocessed(raw, labels)
+        self._outcomes = None
         for name, metric in self._metrics.items():
             with guard(metric, f"metric {name!r}"):
                 metric.update(outputs, labels if metric.compare_label else self._reference_of(index))
 
     def outcomes(self) -> list[Outcomes]:
         """Outcomes of the batch that was taken last, by per-sample form."""
-        return [form.read(*self._last) for form in self.forms]
+        if self._outcomes is None:
+            self._outcomes = [form.read(*self._last) for form in self.forms]
+        return self._outcomes
 
     def margins(self) -> list[Margins]:
         """Margins of the batch that was taken last, by per-sample form."""
-        return [form.margins(*self._last) for form in self.forms]
+        found = zip(self.forms, self.outcomes(), strict=True)
+        return [form.margins(*self._last, samples=len(outcomes.values)) for form, outcomes in found]
 
     def survey(self) -> Survey:
         """An empty survey, to be fed with ``outcomes`` and ``margins``."""

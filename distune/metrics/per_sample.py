@@ -66,10 +66,22 @@ class PerSampleForm:
             )
         return found
 
-    def margins(self, outputs: Any, labels: Any) -> NDArray[np.float64] | None:
-        """Distance of each sample from another outcome, below 0 where it is bad; ``None`` where that is not known."""
+    def margins(self, outputs: Any, labels: Any, samples: int) -> NDArray[np.float64] | None:
+        """Distance of each sample from another outcome, below 0 where it is bad; ``None`` where that is not known.
+
+        Raises:
+            DataError: They are not one number for each of the ``samples``.
+        """
         found = self._margins(outputs, labels)
-        return None if found is None else np.asarray(found, np.float64)
+        if found is None:
+            return None
+        margins = _numbers(found, f"metric {self.name!r}: margins")
+        if margins.shape != (samples,):
+            raise DataError(
+                f"metric {self.name!r}: margins of shape {list(margins.shape)} for {samples} samples, where one number "
+                "a sample is expected"
+            )
+        return margins
 
 
 def form_of(metric: Metric, name: str) -> PerSampleForm | None:
@@ -98,16 +110,24 @@ def form_of(metric: Metric, name: str) -> PerSampleForm | None:
             metric.bound("outcome_high"),
             lambda mean: _or(metric.ask("finish", mean), mean),
             _ROUNDING,
-            lambda outputs, labels: _of_user(metric, outputs, labels),
+            lambda outputs, labels: _of_user(metric, name, outputs, labels),
             lambda outputs, labels: metric.ask("margins", outputs, labels),
         )
     return None if form is None or (math.isinf(form.low) and math.isinf(form.high)) else form
 
 
-def _of_user(metric: UserMetric, outputs: Any, labels: Any) -> Outcomes:
-    values = np.asarray(metric.ask("outcomes", outputs, labels), np.float64)
+def _of_user(metric: UserMetric, name: str, outputs: Any, labels: Any) -> Outcomes:
+    values = _numbers(metric.ask("outcomes", outputs, labels), f"metric {name!r}: outcomes")
     weights = metric.ask("weights", outputs, labels)
-    return Outcomes(values, np.ones(values.shape) if weights is None else np.asarray(weights, np.float64))
+    weighed = np.ones(values.shape) if weights is None else _numbers(weights, f"metric {name!r}: weights")
+    return Outcomes(values, weighed)
+
+
+def _numbers(found: Any, what: str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(found, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} are no array of numbers: {error}") from error
 
 
 def _or(value: Any, default: float) -> float:

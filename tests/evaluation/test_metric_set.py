@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distune.config.job import ComponentSpec, CriterionSpec, EvaluationSpec, MetricSpec
@@ -76,3 +78,52 @@ def test_one_number_is_what_is_asked_for_only_where_one_metric_is() -> None:
     for asked in (["topk", "recall"], ["recall", "topk"]):
         with pytest.raises(UsageError, match=r"tuning\.metrics asks for recall, and the evaluation gives topk"):
             by_names(asked, 0.9, {"topk": 0.9}, "the evaluation")
+
+
+class Parts(Silent):
+    """A metric of the user's that gives a number a sample, in whatever shape."""
+
+    outcome_low, outcome_high = 0.0, 1.0
+
+    def __init__(self, **given: Any) -> None:
+        self.given: dict[str, Any] = {"outcomes": np.ones(3), "margins": np.ones(3), **given}
+        self.asked: list[str] = []
+
+    def outcomes(self, predictions: Any, labels: Any) -> Any:
+        self.asked.append("outcomes")
+        return self.given["outcomes"]
+
+    def margins(self, predictions: Any, labels: Any) -> Any:
+        self.asked.append("margins")
+        return self.given["margins"]
+
+
+def taken(metric: Any) -> MetricSet:
+    found = MetricSet(EvaluationSpec([], (MetricSpec(metric),)), ["y"])
+    found.take(0, [np.zeros((3, 5))], np.zeros(3, np.int64))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("margins", "shape"), [(np.ones((3, 1)), "[3, 1]"), (np.ones(2), "[2]"), (np.ones((3, 5)), "[3, 5]"), (1.0, "[]")]
+)
+def test_margins_are_one_number_a_sample(margins: Any, shape: str) -> None:
+    with pytest.raises(DataError, match=rf"metric 'Parts': margins of shape {re.escape(shape)}.*one number a sample"):
+        taken(Parts(margins=margins)).margins()
+
+
+@pytest.mark.parametrize("part", ["outcomes", "margins"])
+def test_what_is_no_array_of_numbers_is_named(part: str) -> None:
+    with pytest.raises(DataError, match=rf"metric 'Parts': {part} are no array of numbers.*ragged|inhomogeneous"):
+        taken(Parts(**{part: [[1.0], [1.0, 2.0], [1.0]]})).margins()
+
+
+def test_a_metric_is_asked_once_for_what_a_batch_says() -> None:
+    metric = Parts()
+    found = taken(metric)
+    assert found.outcomes()[0].values.tolist() == found.outcomes()[0].values.tolist() == [1.0] * 3
+    assert found.margins()[0] is not None
+    assert metric.asked == ["outcomes", "margins"]
+    found.take(1, [np.zeros((2, 5))], np.zeros(2, np.int64))
+    metric.given["outcomes"] = np.zeros(2)
+    assert found.outcomes()[0].values.tolist() == [0.0] * 2
