@@ -240,7 +240,7 @@ class BasicTuneStrategy(TuneStrategy):
         if order:
             start = 1 if self._is_open(base, order[0], precision) else 2
             search = Search.of(self.context)
-            yield from accumulate(self.space, base, order, precision, self.record.remaining, start, search)
+            yield from accumulate(self.space, base, order, precision, lambda: self.record.remaining, start, search)
 
     def _after_blocks(self) -> int:
         """Trials that a stage of blocks leaves: two thirds, since single groups are ranked and accumulated after it."""

@@ -6,7 +6,7 @@ Basic and its relatives share these stages; what differs between them is how the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from distune.evaluation.criterion import best_first
@@ -158,17 +158,18 @@ def accumulate(
     base: TuningConfig,
     order: Sequence[str],
     precision: Mode,
-    limit: int,
+    remaining: Callable[[], int],
     start: int = 2,
     search: Search = SECTION,
 ) -> TuneGenerator:
     """Find the shortest growing prefix of ``order`` whose fallback to ``precision`` meets.
 
-    The prefix of all groups is left out: it would be the fp32 model. Where ``limit`` is below the number of prefixes,
-    they are searched by sections whatever ``search`` says.
+    The prefix of all groups is left out: it would be the fp32 model. Where fewer trials are left than there are
+    prefixes, they are searched by sections whatever ``search`` says.
 
     Args:
         order: Groups, the one that goes back first in front.
+        remaining: Trials that may still be used.
         start: Length of the shortest prefix; 2 where the groups were tried one by one before.
         search: How.
     """
@@ -185,7 +186,7 @@ def accumulate(
 
     if last < start:
         return
-    if search.kind == "linear" and last - start + 1 <= limit:
+    if search.kind == "linear" and last - start + 1 <= remaining():
         yield stage(name, range(start, last + 1))
         return
 
@@ -193,6 +194,6 @@ def accumulate(
         # What meets here may not be the answer yet: it neither ends the run nor is worth a measurement.
         return replace(stage(f"{name}, {word}", lengths), ends_run=False, latency="none")
 
-    found = yield from section_search(start, last, search, limit, section)
+    found = yield from section_search(start, last, search, remaining, section)
     if found.length is not None and not found.finished:
         yield stage(name, [found.length])  # known, so it costs nothing: it is the answer, and ends the run

@@ -64,4 +64,6 @@ class HAWQ_V2TuneStrategy(TuneStrategy):
                 )
             order = score_order(probe.scores, groups)
             search = Search.of(self.context)
-            yield from accumulate(self.space, base, order, precision, self.record.remaining, start=1, search=search)
+            yield from accumulate(
+                self.space, base, order, precision, lambda: self.record.remaining, start=1, search=search
+            )

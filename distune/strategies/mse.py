@@ -56,4 +56,4 @@ class MSETuneStrategy(BasicTuneStrategy):
             self.context.tell("mse: no op could be scored, so fallback goes in graph order")
         order = score_order(probe.scores, groups)
         search = Search.of(self.context)
-        yield from accumulate(self.space, base, order, precision, self.record.remaining, start=1, search=search)
+        yield from accumulate(self.space, base, order, precision, lambda: self.record.remaining, start=1, search=search)

@@ -70,18 +70,20 @@ def trials(count: int, width: int) -> int:
 
 
 def section_search(
-    first: int, last: int, search: Search, limit: int, ask: Ask
+    first: int, last: int, search: Search, remaining: Callable[[], int], ask: Ask
 ) -> Generator[Wanted, StageResult, Found]:
     """Find the shortest length from ``first`` to ``last`` that meets.
 
     The very shortest is asked in the first round too, and in front: often one op alone is at fault.
 
     Args:
-        limit: Trials that may be used. Rounds are narrower where those of ``search.width`` may need more; where even
-            halving does, evenly spaced lengths are asked, the last one among them.
+        remaining: Trials that may still be used; a length that was judged before takes none. Rounds are narrower where
+            those of ``search.width`` may need more; where even halving does, evenly spaced lengths are asked, the last
+            one among them.
         ask: See ``Ask``.
     """
-    state = _State(first - 1, last + 1, limit)
+    state = _State(first - 1, last + 1)
+    limit = remaining()
     if limit <= 0 or last < first:
         return Found(None, False)
     count = last - first + 1
@@ -96,15 +98,17 @@ def section_search(
             return state.found(True)
         if not width:
             return state.found(False)
-    return (yield from _check_below(first, state, search, ask))
+    return (yield from _check_below(first, state, search, remaining, ask))
 
 
-def _check_below(first: int, state: _State, search: Search, ask: Ask) -> Generator[Wanted, StageResult, Found]:
+def _check_below(
+    first: int, state: _State, search: Search, remaining: Callable[[], int], ask: Ask
+) -> Generator[Wanted, StageResult, Found]:
     """Ask the lengths below the answer that nobody asked, ever more of them while some meet."""
     window, number = 1, 0
-    while state.limit > 0:
+    while (limit := remaining()) > 0:
         lengths = range(max(first, state.met - 1 - window), state.met)
-        asked = [length for length in lengths if length not in state.failed][-state.limit :]
+        asked = [length for length in lengths if length not in state.failed][-limit:]
         if not asked:
             break
         number, before = number + 1, state.met
@@ -129,13 +133,11 @@ class _State:
     Attributes:
         low: The longest below ``met`` that failed.
         met: The shortest that met; one more than the last where none did.
-        limit: Trials left.
     """
 
-    def __init__(self, low: int, met: int, limit: int) -> None:
+    def __init__(self, low: int, met: int) -> None:
         self.low = low
         self.met = met
-        self.limit = limit
         self.failed: set[int] = {low}
         self._none = met
 
@@ -152,7 +154,6 @@ class _State:
     def asked(self, lengths: Sequence[int], ask: Ask, word: str) -> Generator[Wanted, Any, bool]:
         """Ask, and take in what was answered; says whether the run is over."""
         result: StageResult = yield ask(lengths, word)
-        self.limit -= len(result.trials)
         for length, trial in zip(lengths, result.trials, strict=False):  # the stage ends with the first that meets
             if trial.met:
                 self.met = min(self.met, length)

@@ -117,7 +117,7 @@ def test_with_few_trials_the_shortest_prefix_is_still_looked_for_between_those_t
     space = synthetic.space(convs=20, matmuls=0)
     order = [f"conv{index}" for index in range(20)]
     asked: list[int] = []
-    generator = accumulate(space, space.default(), order, "fp32", limit=9, start=1)
+    generator = accumulate(space, space.default(), order, "fp32", lambda: 9 - len(asked), start=1)
     stage = next(generator)
     while True:
         trials = []

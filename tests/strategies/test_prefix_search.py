@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, log
 from typing import Any
@@ -27,10 +27,16 @@ class Searched:
     rounds: list[list[int]] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    known: frozenset[int] = frozenset()
 
     @property
     def asked(self) -> list[int]:
         return [length for lengths in self.rounds for length in lengths]
+
+    @property
+    def paid(self) -> set[int]:
+        """Lengths whose answer took a trial."""
+        return set(self.asked) - self.known
 
 
 def answered(lengths: Sequence[int], meets: Callable[[int], bool]) -> StageResult:
@@ -44,9 +50,16 @@ def answered(lengths: Sequence[int], meets: Callable[[int], bool]) -> StageResul
     return StageResult(tuple(judged), next((trial for trial in judged if trial.met), None), None, finished=False)
 
 
-def searched(first: int, last: int, meets: Callable[[int], bool], width: int = 3, limit: int = 1000) -> Searched:
-    """Search, with an oracle in place of trials."""
-    done = Searched(Found(None, False))
+def searched(
+    first: int,
+    last: int,
+    meets: Callable[[int], bool],
+    width: int = 3,
+    limit: int = 1000,
+    known: Iterable[int] = (),
+) -> Searched:
+    """Search, with an oracle in place of trials. ``known``: lengths that were judged before the search."""
+    done = Searched(Found(None, False), known=frozenset(known))
     waiting: list[list[int]] = []
 
     def ask(lengths: Sequence[int], word: str) -> Stage:
@@ -56,7 +69,7 @@ def searched(first: int, last: int, meets: Callable[[int], bool], width: int = 3
         return Stage(word, ())
 
     generator: Generator[Any, StageResult, Found] = section_search(
-        first, last, Search("section", width, done.told.append), limit, ask
+        first, last, Search("section", width, done.told.append), lambda: limit - len(done.paid), ask
     )
     try:
         next(generator)
@@ -89,12 +102,17 @@ def test_on_monotone_sequences_it_finds_what_the_linear_scan_finds_in_logarithmi
     assert not done.told
 
 
-@given(meeting=st.sets(st.integers(1, 40)), width=st.integers(1, 5), limit=st.integers(0, 60))
+@given(
+    meeting=st.sets(st.integers(1, 40)),
+    width=st.integers(1, 5),
+    limit=st.integers(0, 60),
+    known=st.sets(st.integers(1, 40)),
+)
 def test_whatever_the_accuracy_does_the_answer_was_seen_to_meet_and_the_budget_is_kept(
-    meeting: set[int], width: int, limit: int
+    meeting: set[int], width: int, limit: int, known: set[int]
 ) -> None:
-    done = searched(1, 40, lambda length: length in meeting, width, limit)
-    assert len(done.asked) <= limit
+    done = searched(1, 40, lambda length: length in meeting, width, limit, known)
+    assert len(done.paid) <= limit
     seen = meeting.intersection(done.asked)
     assert done.found.length == min(seen, default=None)
     contradiction = seen and any(length > min(seen) and length not in meeting for length in done.asked)
@@ -109,6 +127,18 @@ def test_a_dip_next_to_the_answer_is_found_widened_and_said() -> None:
     assert done.words[4:] == ["neighbours", "neighbours, widened 2", "neighbours, widened 3"]
     assert [("met with 9" in told, "not with 10" in told) for told in done.told] == [(True, True), (False, False)]
     assert "met with 7 of the groups in floating point and not with 8" in done.told[1]
+
+
+def test_lengths_that_were_judged_before_leave_their_trials_for_the_neighbours() -> None:
+    """8 and 12 cost nothing, so that two of five trials are left when 11 was found."""
+
+    def meets(length: int) -> bool:
+        return length in {7, 9} or length >= 11
+
+    assert searched(1, 15, meets, width=1, limit=5).found.length == 11
+    done = searched(1, 15, meets, width=1, limit=5, known={8, 12})
+    assert done.asked == [1, 8, 12, 10, 11, 9, 7]
+    assert done.found.length == 7
 
 
 def test_with_the_last_one_alone_meeting_a_small_budget_is_enough() -> None:
@@ -128,7 +158,9 @@ def test_accumulated_fallback_ends_with_the_answer_whichever_the_search() -> Non
     assert by_section.stages[-1].name == "accumulated fallback to fp32"
     assert by_section.stages[-1].ends_run
     assert by_section.quantized() == {f"op{index}" for index in range(9, 24)}
-    linear = next(accumulate(space, space.default(), by_section.stages[-1].order, "fp32", 100, 1, Search("linear")))
+    linear = next(
+        accumulate(space, space.default(), by_section.stages[-1].order, "fp32", lambda: 100, 1, Search("linear"))
+    )
     assert isinstance(linear, Stage)
     candidates = [candidate for candidate in linear.candidates if isinstance(candidate, Candidate)]
     assert len(candidates) == 23
