@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from math import ceil
+from operator import ne
 
 from distune.engine.book import TrialBook
 from distune.space.op_config import OpConfig, TuningConfig
@@ -58,11 +58,12 @@ class Refinement:
             for part in batch[: len(result.trials)]:
                 if part not in good and len(part) > 1:
                     pending += _parts(part, 2)
+            finished = result.finished
             if good:
                 alone = result.trials[batch.index(good[0])]
-                joined = None if result.finished else self._joined(base, good)
+                joined, finished = (None, True) if finished else self._joined(base, good)
                 base = alone if joined is None else joined
-            if result.finished:
+            if finished:
                 break
         return base
 
@@ -71,17 +72,18 @@ class Refinement:
         quantized = set(after.quantized_ops)
         return tuple(group for group in self._floating(before) if quantized.intersection(self.space.groups[group]))
 
-    def _joined(self, base: Trial, good: Sequence[Part]) -> Trial | None:
-        """The largest join of parts that meet alone, the most harmful left out first."""
+    def _joined(self, base: Trial, good: Sequence[Part]) -> tuple[Trial | None, bool]:
+        """The largest join of parts that meet alone, the most harmful left out first; and whether the run is over."""
         if len(good) < 2 or not self.book.remaining:
-            return None
+            return None, False
         unions = [tuple(group for part in good[:count] for group in part) for count in range(len(good), 1, -1)]
         result = self.judge(self._stage(base, unions, "first"))
         last = result.trials[-1] if result.trials else None
-        return last if last is not None and self._taken(last, base) else None
+        return last if last is not None and self._taken(last, base) else None, result.finished
 
     def _stage(self, base: Trial, parts: Sequence[Part], how: str) -> Stage:
-        candidates = [Candidate(self._with(base.config, part), _label(part)) for part in parts]
+        donors = self._donors(base.config)
+        candidates = [Candidate(self._with(base.config, part, donors), _label(part)) for part in parts]
         if how == "first":
             return Stage(f"{NAME}, together", candidates, use="prefix", accuracy="verdict", ends_run=False)
         return Stage(NAME, candidates, exit="none", use="best", accuracy="verdict", ends_run=False)
@@ -89,16 +91,25 @@ class Refinement:
     def _taken(self, trial: Trial, base: Trial) -> bool:
         return trial.met and self.not_slower(trial, base)
 
-    def _with(self, config: TuningConfig, groups: Part) -> TuningConfig:
-        """``config`` with ``groups`` quantized as in the most accurate trial that has them quantized, or by default."""
+    def _with(self, config: TuningConfig, groups: Part, donors: Sequence[TuningConfig]) -> TuningConfig:
+        """``config`` with ``groups`` quantized, each as in the first of ``donors`` that has it quantized."""
         changes: dict[str, OpConfig] = {}
         for group in groups:
             names = self.space.groups[group]
-            donor = self.book.best_of(partial(_quantizes, names))
-            options = (self.space.default() if donor is None else donor.config).by_name
+            options = next(donor.by_name for donor in donors if _quantizes(names, donor))
             changes.update({name: options[name] for name in names})
         sampling_size = config.sampling_size or self.space.sampling_sizes[0]
         return self.space.effective(replace(config.with_ops(changes), sampling_size=sampling_size))
+
+    def _donors(self, config: TuningConfig) -> list[TuningConfig]:
+        """Configs to take options from: those that meet, the most accurate first, then those most like ``config``.
+
+        Of what does not meet the accuracy may be unknown, where the trial ended early: it must not decide.
+        """
+        accurate = sorted(self.book.met, key=lambda trial: trial.accuracy or 0.0, reverse=self.book.higher_is_better)
+        others = [trial for trial in self.book.trials if not trial.met and trial.verdict != "failed"]
+        alike = sorted(others, key=lambda trial: sum(map(ne, trial.config.ops, config.ops)))
+        return [*(trial.config for trial in (*accurate, *alike)), self.space.default()]
 
     def _floating(self, config: TuningConfig) -> list[str]:
         """Groups in floating point that the user does not want there."""
@@ -127,6 +138,6 @@ def _label(part: Part) -> str:
     return part[0] if len(part) == 1 else f"{len(part)} groups, {part[0]} to {part[-1]}"
 
 
-def _quantizes(names: Sequence[str], trial: Trial) -> bool:
-    options = trial.config.by_name
+def _quantizes(names: Sequence[str], config: TuningConfig) -> bool:
+    options = config.by_name
     return any(options[name].is_quantized for name in names)

@@ -93,6 +93,18 @@ def test_the_same_is_decided_at_any_number_of_ranks_and_after_a_resume(tmp_path:
     assert len(set(model.judged)) == len(one.outcome.trials)
 
 
+@pytest.mark.parametrize("timeout", [13.0, 14.0, 15.0, 16.0, 17.0])
+def test_a_timeout_that_comes_while_parts_are_joined_ends_the_run_with_its_winner(
+    tmp_path: Path, timeout: float
+) -> None:
+    wasteful = job(strategy=StrategySpec("wasteful"), refine_trials=8, exit_policy=policy(timeout=timeout))
+    for _ in ("a start", "a resume"):
+        run = tune(tmp_path, Model(COST, convs=7, matmuls=0), wasteful)
+        assert run.outcome.outcome == "met"
+        assert run.outcome.best is not None
+        assert run.outcome.best.met
+
+
 def test_nothing_is_refined_where_nothing_met_or_all_is_quantized(tmp_path: Path) -> None:
     never = refined(tmp_path / "never", of=lambda config: 0.0)
     easy = refined(tmp_path / "easy", cost={})
