@@ -2,7 +2,8 @@
 
 The search for a model that meets stops with the first that does, or takes whole blocks and op types at once, so some
 of its ops may be in floating point without need. Here they are given back to integers, the least harmful first, a few
-parts at a time: parts that meet and are not slower are joined, parts of several groups that do not are halved.
+parts at a time: parts that meet and are not slower are joined, parts of several groups that do not are halved, and a
+single group that does not is tried as other trials of the run have quantized it.
 What comes of it is more trials that meet; the objective chooses among all of them, so nothing gets worse.
 """
 
@@ -23,7 +24,17 @@ NAME = "refine"
 TOGETHER = 4
 """Parts that are tried at a time. Not a matter of the number of ranks: the decisions are the same for any."""
 
-Part = tuple[str, ...]
+
+@dataclass(frozen=True)
+class Part:
+    """Groups that are given back together.
+
+    Attributes:
+        way: Which of the ways to quantize them that the run's trials know.
+    """
+
+    groups: tuple[str, ...]
+    way: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,18 +61,19 @@ class Refinement:
         floating = self._least_harmful_first(accepted.config)
         # One by one, with a join after each batch, where the budget has that; else several groups at once.
         one_by_one = len(floating) + ceil(len(floating) / TOGETHER) <= self.book.remaining
-        pending = _parts(floating, len(floating) if one_by_one else TOGETHER)
+        pending = [Part(groups) for groups in _split(floating, len(floating) if one_by_one else TOGETHER)]
         while pending and self.book.remaining:
             batch, pending = pending[:TOGETHER], pending[TOGETHER:]
-            result = self.judge(self._stage(base, batch, "none"))
+            donors = self._donors(base.config)
+            result = self.judge(self._stage(base, [[part] for part in batch], donors, "none"))
             good = [part for part, trial in zip(batch, result.trials, strict=False) if self._taken(trial, base)]
             for part in batch[: len(result.trials)]:
-                if part not in good and len(part) > 1:
-                    pending += _parts(part, 2)
+                if part not in good:
+                    pending += self._instead(part, donors)
             finished = result.finished
             if good:
                 alone = result.trials[batch.index(good[0])]
-                joined, finished = (None, True) if finished else self._joined(base, good)
+                joined, finished = (None, True) if finished else self._joined(base, good, donors)
                 base = alone if joined is None else joined
             if finished:
                 break
@@ -72,18 +84,24 @@ class Refinement:
         quantized = set(after.quantized_ops)
         return tuple(group for group in self._floating(before) if quantized.intersection(self.space.groups[group]))
 
-    def _joined(self, base: Trial, good: Sequence[Part]) -> tuple[Trial | None, bool]:
+    def _instead(self, part: Part, donors: Sequence[TuningConfig]) -> list[Part]:
+        """What to try of a part that was not taken: its halves, or a single group in another way."""
+        if len(part.groups) > 1:
+            return [Part(groups) for groups in _split(part.groups, 2)]
+        ways = len(self._ways(part.groups[0], donors))
+        return [replace(part, way=part.way + 1)] if part.way + 1 < ways else []
+
+    def _joined(self, base: Trial, good: Sequence[Part], donors: Sequence[TuningConfig]) -> tuple[Trial | None, bool]:
         """The largest join of parts that meet alone, the most harmful left out first; and whether the run is over."""
         if len(good) < 2 or not self.book.remaining:
             return None, False
-        unions = [tuple(group for part in good[:count] for group in part) for count in range(len(good), 1, -1)]
-        result = self.judge(self._stage(base, unions, "first"))
+        unions = [good[:count] for count in range(len(good), 1, -1)]
+        result = self.judge(self._stage(base, unions, donors, "first"))
         last = result.trials[-1] if result.trials else None
         return last if last is not None and self._taken(last, base) else None, result.finished
 
-    def _stage(self, base: Trial, parts: Sequence[Part], how: str) -> Stage:
-        donors = self._donors(base.config)
-        candidates = [Candidate(self._with(base.config, part, donors), _label(part)) for part in parts]
+    def _stage(self, base: Trial, unions: Sequence[Sequence[Part]], donors: Sequence[TuningConfig], how: str) -> Stage:
+        candidates = [Candidate(self._with(base.config, parts, donors), _label(parts)) for parts in unions]
         if how == "first":
             return Stage(f"{NAME}, together", candidates, use="prefix", accuracy="verdict", ends_run=False)
         return Stage(NAME, candidates, exit="none", use="best", accuracy="verdict", ends_run=False)
@@ -91,15 +109,20 @@ class Refinement:
     def _taken(self, trial: Trial, base: Trial) -> bool:
         return trial.met and self.not_slower(trial, base)
 
-    def _with(self, config: TuningConfig, groups: Part, donors: Sequence[TuningConfig]) -> TuningConfig:
-        """``config`` with ``groups`` quantized, each as in the first of ``donors`` that has it quantized."""
+    def _with(self, config: TuningConfig, parts: Sequence[Part], donors: Sequence[TuningConfig]) -> TuningConfig:
+        """``config`` with the groups of ``parts`` quantized."""
         changes: dict[str, OpConfig] = {}
-        for group in groups:
-            names = self.space.groups[group]
-            options = next(donor.by_name for donor in donors if _quantizes(names, donor))
-            changes.update({name: options[name] for name in names})
+        for part in parts:
+            for group in part.groups:
+                changes.update(zip(self.space.groups[group], self._ways(group, donors)[part.way], strict=True))
         sampling_size = config.sampling_size or self.space.sampling_sizes[0]
         return self.space.effective(replace(config.with_ops(changes), sampling_size=sampling_size))
+
+    def _ways(self, group: str, donors: Sequence[TuningConfig]) -> list[tuple[OpConfig, ...]]:
+        """How ``donors`` quantize the ops of a group, each way once."""
+        names = self.space.groups[group]
+        found = [tuple(donor.by_name[name] for name in names) for donor in donors]
+        return list(dict.fromkeys(way for way in found if any(option.is_quantized for option in way)))
 
     def _donors(self, config: TuningConfig) -> list[TuningConfig]:
         """Configs to take options from: those that meet, the most accurate first, then those most like ``config``.
@@ -121,23 +144,19 @@ class Refinement:
             and any(default[name].is_quantized for name in names)
         ]
 
-    def _least_harmful_first(self, config: TuningConfig) -> Part:
+    def _least_harmful_first(self, config: TuningConfig) -> tuple[str, ...]:
         """Groups that no order names were not found to do harm: they come first."""
         place = {group: index for index, group in enumerate(self.order)}
         return tuple(sorted(self._floating(config), key=lambda group: -place.get(group, len(place))))
 
 
-def _parts(groups: Sequence[str], count: int) -> list[Part]:
+def _split(groups: Sequence[str], count: int) -> list[tuple[str, ...]]:
     """``groups`` in at most ``count`` parts of about the same size."""
     count = min(count, len(groups))
     borders = [len(groups) * index // count for index in range(count + 1)] if count else []
     return [tuple(groups[start:end]) for start, end in pairwise(borders)]
 
 
-def _label(part: Part) -> str:
-    return part[0] if len(part) == 1 else f"{len(part)} groups, {part[0]} to {part[-1]}"
-
-
-def _quantizes(names: Sequence[str], config: TuningConfig) -> bool:
-    options = config.by_name
-    return any(options[name].is_quantized for name in names)
+def _label(parts: Sequence[Part]) -> str:
+    groups = [group for part in parts for group in part.groups]
+    return groups[0] if len(groups) == 1 else f"{len(groups)} groups, {groups[0]} to {groups[-1]}"

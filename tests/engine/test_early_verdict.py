@@ -142,6 +142,29 @@ def test_a_default_of_infinite_loss_changes_no_decision(tmp_path: Path, strategy
     assert early.winner == plain.winner
 
 
+def tuned(kind: type[Model], seed: int) -> Any:
+    """What an op costs depends on how it is quantized."""
+
+    def accuracy(config: TuningConfig) -> float:
+        chosen = [f"{seed}{name}{option}" for name, option in config.ops if option.is_quantized]
+        return 1.0 - sum(random.Random(each).choice((0.0, 0.01, 0.03, 0.06, 0.3)) for each in chosen)
+
+    return kind(convs=5, matmuls=1, of=accuracy)
+
+
+@pytest.mark.parametrize("strategy", ["basic", "mse"])
+def test_what_is_given_back_does_not_depend_on_what_ended_early(tmp_path: Path, strategy: str) -> None:
+    given_back = 0
+    for seed in range(12):
+        settings = tuning(strategy, True, 1e9, 20, refine_trials=6)
+        plain = tune(tmp_path / f"plain{seed}", tuned(Model, seed), settings)
+        early = tune(tmp_path / f"early{seed}", tuned(EarlyModel, seed), settings, workers=3)
+        assert decided(early) == decided(plain)
+        assert early.winner == plain.winner
+        given_back += len(plain.outcome.given_back)
+    assert given_back
+
+
 def test_the_best_effort_is_the_one_that_complete_evaluations_find(tmp_path: Path) -> None:
     """Nothing meets: of the trials that ended early the best must still be told."""
 

@@ -13,6 +13,7 @@ from distune.strategies.base import TuneGenerator, TuneStrategy
 from distune.strategies.registry import strategy_registry
 from distune.strategies.stage import Candidate, Stage
 from tests.engine.simulated_run import Model, Run, job, policy, tune
+from tests.engine.test_early_verdict import EarlyModel
 
 COST = {"conv1": 0.3, "conv4": 0.3}
 """Of seven groups, two must stay in floating point."""
@@ -26,6 +27,18 @@ class WastefulTuneStrategy(TuneStrategy):
         default, groups = self.space.default(), tuple(self.space.groups)
         yield Stage("default", [Candidate(default, "default")])
         yield Stage("wasteful", [Candidate(self.space.fallback(default, groups[:6]), "wasteful")], order=groups[:6])
+
+
+@strategy_registry
+class TunedTuneStrategy(WastefulTuneStrategy):
+    """As that, after a trial that quantizes conv1 and conv4 in another way."""
+
+    def next_tune_cfg(self) -> TuneGenerator:
+        other = self.space.default()
+        for group in ("conv1", "conv4"):
+            other = self.space.set_group(other, group, self.space.group_options(group)[1])
+        yield Stage("tuned", [Candidate(self.space.fallback(other, ["conv0"]), "tuned")])
+        yield from super().next_tune_cfg()
 
 
 def refined(path: Path, trials: int | None = 8, workers: int = 1, **model: Any) -> Run:
@@ -54,6 +67,24 @@ def test_what_is_not_needed_in_floating_point_is_given_back_also_with_timeout_0(
     assert before is not None
     assert after is not None
     assert after.ratio < before.ratio
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_does_harm_in_one_way_is_given_back_as_another_trial_has_quantized_it(tmp_path: Path, early: bool) -> None:
+    """No trial with the other way meets, so that its accuracy may be unknown: nothing rests on it."""
+    other: dict[str, Any] = {}
+
+    def accuracy(config: TuningConfig) -> float:
+        other.update({} if other else config.by_name)  # of the first trial
+        harmful = [name for name in COST if (option := config.by_name[name]).is_quantized and option != other[name]]
+        return 1.0 - 0.3 * len(harmful) - 0.5 * (len(config.quantized_ops) == 6)
+
+    settings = job(strategy=StrategySpec("tuned"), refine_trials=20)
+    kind = EarlyModel if early else Model
+    run = tune(tmp_path, kind(convs=7, matmuls=0, of=accuracy), settings)
+    assert run.outcome.best is not None
+    assert floating(run.outcome.best.config) == set()
+    assert {run.outcome.best.config.by_name[name] for name in COST} == {other[name] for name in COST}
 
 
 @pytest.mark.parametrize("trials", [1, 3, 8])
