@@ -153,9 +153,9 @@ class Evaluator:
     def fp32_in_shards(self) -> bool:
         """Whether ``survey_fp32`` in shards gives, bit for bit, the score that one pass over all batches gives.
 
-        That is where every metric is a function of exact sums over the samples.
+        That is where every metric is a function of exact sums over the samples, and none of the user's code.
         """
-        return self._can_bound and all(form.rounding == 0 for form in self._metrics.forms)
+        return self._can_bound and all(form.ours for form in self._metrics.forms)
 
     def survey_fp32(self, model: RunnableModel, shard: int, shards: int, watch: Watch | None = None) -> Survey:
         """What the fp32 model says of the batches whose index is ``shard`` modulo ``shards``.

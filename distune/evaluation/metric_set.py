@@ -16,7 +16,7 @@ from distune.evaluation.parts import build_metrics, metric_weights
 from distune.evaluation.ranking import Margins
 from distune.evaluation.survey import Survey
 from distune.metrics.base import as_number
-from distune.metrics.per_sample import Outcomes, PerSampleForm, form_of
+from distune.metrics.per_sample import Outcomes, OutcomeSum, PerSampleForm, form_of
 
 
 class MetricSet:
@@ -52,6 +52,7 @@ class MetricSet:
         known = () if self._names else tuple(form for form in forms if form is not None)
         self.forms: tuple[PerSampleForm, ...] = known
         self.can_bound = bool(forms) and len(known) == len(forms)
+        self._added = {form.name: OutcomeSum(form) for form in known if self.can_bound and not form.ours}
         self.directions: Mapping[str, bool] = self._directions(spec, higher_is_better)
         if self._weights is not None and len(set(self.directions.values())) > 1:
             raise DataError(
@@ -93,6 +94,7 @@ class MetricSet:
             raise DataError("a metric has compare_label: false, but the fp32 model was not set as the reference")
         for metric in self._metrics.values():
             metric.reset()
+        self._added = {name: OutcomeSum(added.form) for name, added in self._added.items()}
 
     def take(self, index: int, raw: Sequence[Any], labels: Labels) -> None:
         """The model's outputs for the batch number ``index`` of the user's own, and its labels."""
@@ -101,6 +103,8 @@ class MetricSet:
         for name, metric in self._metrics.items():
             with guard(metric, f"metric {name!r}"):
                 metric.update(outputs, labels if metric.compare_label else self._reference_of(index))
+        for added in self._added.values():
+            added.take(outputs, labels)
 
     def outcomes(self) -> list[Outcomes]:
         """Outcomes of the batch that was taken last, by per-sample form."""
@@ -118,12 +122,16 @@ class MetricSet:
         return Survey(self.forms, [self.directions[form.name] for form in self.forms])
 
     def results(self) -> dict[str, float]:
-        """Every metric over all batches, by its own name."""
+        """Every metric over all batches, by its own name.
+
+        Raises:
+            DataError: A metric of the user's gives something else than its outcomes make up.
+        """
         found: dict[str, float] = {}
         for name, metric in self._metrics.items():
             with guard(metric, f"metric {name!r}"):
                 found[name] = as_number(metric.result(), f"metric {name!r}: result()")
-        return found
+        return {**found, **{name: added.result(found[name]) for name, added in self._added.items()}}
 
     def combined(self, values: Sequence[float]) -> float:
         """The accuracy from the metrics' values, in their order: the first, or the mean by the weights."""

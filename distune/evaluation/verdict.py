@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from distune.errors import UserCodeError
 from distune.evaluation.criterion import Target, meets
 from distune.metrics.per_sample import Outcomes, PerSampleForm
 from distune.metrics.sums import ExactSum
@@ -107,7 +108,7 @@ class VerdictBounds:
     def accuracy(self) -> Bounds:
         """Bounds of the accuracy."""
         found = list(self.metrics.values())
-        if any(math.isnan(each.low) for each in found):
+        if math.isnan(self._combine([each.low if math.isnan(each.low) else 0.0 for each in found])):
             return Bounds(math.nan, math.nan)
         low, high = (self._combine([getattr(each, side) for each in found]) for side in ("low", "high"))
         # A metric without an upper bound that weighs nothing: the weighted mean is undefined, so it says nothing.
@@ -125,16 +126,19 @@ def _bounds(form: PerSampleForm, total: ExactSum, seen: float, whole: float) -> 
         if math.isnan(total.value()):
             return Bounds(math.nan, math.nan)
         return Bounds(-math.inf, math.inf)
-    slack = form.rounding * max(1.0, *(abs(end) for end in ends if math.isfinite(end)), 0.0)
-    return Bounds(min(ends) - slack, max(ends) + slack)
+    return Bounds(min(ends), max(ends))
 
 
 def _value(form: PerSampleForm, total: ExactSum, rest: float, whole: float) -> float:
-    """The metric where the unseen outcomes sum up to ``rest``."""
+    """The metric where the unseen outcomes sum up to ``rest``; NaN where it has no value there."""
     try:
         return form.finish(total.value([rest]) / whole)
-    except (ValueError, OverflowError):
+    except (ValueError, ArithmeticError):
         return math.nan
+    except UserCodeError as error:
+        if isinstance(error.__cause__, ValueError | ArithmeticError):
+            return math.nan
+        raise
 
 
 def _rest(unseen: float, outcome: float, outwards: float) -> float:

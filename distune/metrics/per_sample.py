@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 
 from distune.errors import DataError
 from distune.metrics.base import Metric, PerSampleMetric, UserMetric
+from distune.metrics.sums import ExactSum
 
 _ROUNDING = 1e-9
-"""What a result that other code sums up may be off, relative to 1 or to itself, whichever is larger."""
+"""How far an outcome may lie outside the metric's bounds, relative to 1 or to itself, whichever is larger."""
+
+
+_UNLIKE = 1e-3
+"""Beyond this, relative to 1 or to itself, a metric's own result is another number than its outcomes make up."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,14 @@ class PerSampleForm:
     Attributes:
         low, high: Bounds of an outcome per unit of weight; one of them may be infinite.
         finish: Monotone.
-        rounding: Relative error that the metric's own arithmetic may have against exact sums.
+        ours: The metric itself adds exactly; one of a user's may not, and its number is made of its outcomes instead.
     """
 
     name: str
     low: float
     high: float
     finish: Callable[[float], float]
-    rounding: float
+    ours: bool
     _read: Callable[[Any, Any], Outcomes]
     _margins: Callable[[Any, Any], Any]
 
@@ -84,6 +89,45 @@ class PerSampleForm:
         return margins
 
 
+class OutcomeSum:
+    """The value of a metric whose own arithmetic is not ours, made of its outcomes, added without rounding.
+
+    A mean in float32 is off by more than what lies between a model that meets and one that does not, and in another
+    order of the samples by something else: an early verdict could not be that of the complete evaluation.
+    """
+
+    def __init__(self, form: PerSampleForm) -> None:
+        self.form = form
+        self._values, self._weights = ExactSum(), ExactSum()
+
+    def take(self, outputs: Any, labels: Any) -> None:
+        """Add the batch that the metric was updated with last."""
+        found = self.form.read(outputs, labels)
+        self._values.add(found.values)
+        self._weights.add(found.weights)
+
+    def result(self, own: float) -> float:
+        """The value.
+
+        Args:
+            own: What the metric's ``result()`` gives.
+
+        Raises:
+            DataError: That is another one.
+        """
+        weight = self._weights.value()
+        if not weight:
+            return own
+        value = self.form.finish(self._values.value() / weight)
+        if not np.isclose(own, value, rtol=_UNLIKE, atol=_UNLIKE, equal_nan=True):
+            raise DataError(
+                f"metric {self.form.name!r}: result() gives {own:g}, and its outcomes make up {value:g}; result() must "
+                "be the mean of the outcomes, passed through finish(mean) where there is one: mend the metric, or "
+                "leave outcomes out (then no trial ends early)"
+            )
+        return value
+
+
 def form_of(metric: Metric, name: str) -> PerSampleForm | None:
     """The per-sample form of ``metric``; ``None`` where it has none, or no bounds.
 
@@ -99,7 +143,7 @@ def form_of(metric: Metric, name: str) -> PerSampleForm | None:
             metric.outcome_low,
             metric.outcome_high,
             metric.finish,
-            0.0 if ours else _ROUNDING,
+            ours,
             lambda outputs, labels: Outcomes(*metric.latest),
             metric.margins,
         )
@@ -109,7 +153,7 @@ def form_of(metric: Metric, name: str) -> PerSampleForm | None:
             metric.bound("outcome_low"),
             metric.bound("outcome_high"),
             lambda mean: _or(metric.ask("finish", mean), mean),
-            _ROUNDING,
+            False,
             lambda outputs, labels: _of_user(metric, name, outputs, labels),
             lambda outputs, labels: metric.ask("margins", outputs, labels),
         )

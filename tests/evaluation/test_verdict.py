@@ -45,7 +45,7 @@ class Case:
             raise AssertionError("the outcomes are given")
 
         return [
-            PerSampleForm(str(i), low, high, lambda mean: mean, 0.0, unread, unread)
+            PerSampleForm(str(i), low, high, lambda mean: mean, True, unread, unread)
             for i, (low, high) in enumerate(self.limits)
         ]
 
@@ -295,6 +295,20 @@ def test_what_is_not_worse_than_the_floor_is_known_exactly() -> None:
     assert above.high < fp32.value
 
 
+def test_a_metric_that_breaks_down_does_not_hide_an_accuracy_that_reaches_the_floor() -> None:
+    """Each metric must meet alone: the accuracy is the first, which a NaN of the second leaves as it is."""
+    metrics = (MetricSpec(ComponentSpec("topk", {"k": 1})), MetricSpec(ComponentSpec("Loss", {})))
+    judge, fp32 = with_order(evaluator(*metrics))
+    scores = degraded(0.5)
+    scores[0, (LABELS[0] + 1) % CLASSES] = math.inf  # wrong, and its loss is NaN
+    complete = evaluator(*metrics).score(table(scores))
+    assert math.isnan(complete.metrics["Loss"])
+    assert 0 < complete.value < fp32.value
+    targets = metric_targets(CriterionSpec("relative", 0.01, True), fp32.metrics, judge.metric_directions)
+    kept = judge.score(table(scores), demand=Demand(tuple(targets.items()), complete.value, True, "verdict"))
+    assert (kept.complete, kept.value) == (True, complete.value)
+
+
 def test_each_metric_may_have_to_meet_alone() -> None:
     metrics = (MetricSpec(ComponentSpec("topk", {"k": 1})), MetricSpec(ComponentSpec("Loss", {})))
     judge, fp32 = with_order(evaluator(*metrics))
@@ -373,6 +387,56 @@ def test_a_metric_of_the_users_own_may_end_trials_early() -> None:
     early = judge.score(table(-FP32), demand=demand(fp32.value))
     assert (early.complete, early.verdict) == (False, False)
     assert judge.score(table(FP32), demand=demand(fp32.value)).verdict is True
+
+
+class MeanInFloat32(Mean):
+    """As many write it: its result is off by some 1e-8, and by something else for another order of the samples."""
+
+    def result(self) -> float:
+        return float(np.array(self.seen, np.float32).mean())
+
+
+class Inverse(Mean):
+    """Has no value where all outcomes are 0."""
+
+    higher_is_better = False
+
+    def finish(self, mean: float) -> float:
+        return 1 / mean
+
+    def result(self) -> float:
+        return self.finish(super().result())
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
+def test_a_users_arithmetic_decides_no_verdict_by_its_last_digits(noise: float) -> None:
+    judge, _ = with_order(evaluator(MetricSpec(MeanInFloat32())))
+    model = table(degraded(noise))
+    complete = evaluator(MetricSpec(MeanInFloat32())).score(model)
+    assert complete.value == evaluator(MetricSpec(Mean())).score_fp32(model).value
+    on_target = judge.score(model, demand=demand(complete.value))
+    assert (on_target.complete, on_target.verdict) == (True, True)
+    assert judge.score(model, demand=demand(math.nextafter(complete.value, 1))).verdict is False
+
+
+def test_a_metric_whose_result_is_not_made_of_its_outcomes_is_an_error() -> None:
+    class Percent(Mean):
+        def result(self) -> float:
+            return 100 * super().result()
+
+    with pytest.raises(DataError, match="its outcomes make up 0"):
+        evaluator(MetricSpec(Percent())).score(table(FP32))
+
+
+def test_a_metric_without_a_value_at_a_bound_ends_nothing_early_there() -> None:
+    judge, fp32 = with_order(evaluator(MetricSpec(Inverse())))
+    assert judge.order is not None
+    scores = np.where(np.arange(CLASSES) == LABELS[:, None], -10, FP32).astype(np.float32)  # the outcome of all is 0,
+    last = judge.order.rows[-1]  # but for the sample that comes last
+    scores[last, LABELS[last]] = 10
+    found = judge.score(table(scores), demand=demand(fp32.value, higher=False))
+    assert found.verdict is False
+    assert found.high > fp32.value
 
 
 def test_outcomes_beyond_the_bounds_that_a_metric_says_are_an_error() -> None:
