@@ -38,8 +38,14 @@ class Loss(PerSampleMetric):
             )
         counted = targets != self._ignore
         ids = np.where(counted, targets, 0).astype(np.int64)
-        if ids.size and not (ids.min() >= 0 and ids.max() < logits.shape[-1]):
-            raise DataError(f"{type(self).__name__}: label {ids.max()} for {logits.shape[-1]} classes")
+        classes = logits.shape[-1]
+        strange = np.unique(ids[(ids < 0) | (ids >= classes)])
+        if strange.size:
+            named = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
+            raise DataError(
+                f"{type(self).__name__}: labels {named} are none of the {classes} classes, 0 to {classes - 1}; labels "
+                f"that do not count (padding) are those of ignore_index, which is {self._ignore}"
+            )
         top = logits.max(axis=-1, keepdims=True)
         log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
         entropy = log_sum - np.take_along_axis(logits, ids[..., np.newaxis], axis=-1)[..., 0]

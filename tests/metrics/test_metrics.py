@@ -96,6 +96,13 @@ def test_loss_is_cross_entropy_without_padding() -> None:
     assert result(make("Loss"), np.concatenate([LOGITS, LOGITS[:10]]), padded) == pytest.approx(expected, rel=1e-6)
 
 
+def test_labels_that_are_no_class_are_named_and_padding_is_explained() -> None:
+    with pytest.raises(DataError, match=r"Loss: labels -1, 7 are none of the 7 classes, 0 to 6.*ignore_index.*-100"):
+        result(make("Loss"), LOGITS, np.r_[-1, 7, -1, CLASSES[3:]])
+    padded = np.r_[-1, -1, CLASSES[2:]]
+    assert result(make("Loss", ignore_index=-1), LOGITS, padded) == result(make("Loss"), LOGITS[2:], CLASSES[2:])
+
+
 def test_roc_and_f1() -> None:
     scores, truth = np.array([0.1, 0.4, 0.35, 0.8], np.float32), np.array([0, 0, 1, 1])
     assert result(make("ROC"), scores, truth) == 0.75
