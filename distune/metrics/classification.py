@@ -139,7 +139,7 @@ class ROC(CollectingMetric):
     def prepare(self, outputs: Any, labels: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         scores, targets = one_output(outputs, self), one_label(labels, self).reshape(-1)
         if scores.ndim == 2 and scores.shape[1] == 2:
-            scores = scores[:, 1] - scores[:, 0]
+            scores = scores[:, 1].astype(np.float64) - scores[:, 0]
         if scores.ndim == 2 and scores.shape[1] == 1:
             scores = scores[:, 0]
         if scores.ndim > 2 or len(scores) != len(targets):

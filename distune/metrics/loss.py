@@ -46,11 +46,13 @@ class Loss(PerSampleMetric):
                 f"{type(self).__name__}: labels {named} are none of the {classes} classes, 0 to {classes - 1}; labels "
                 f"that do not count (padding) are those of ignore_index, which is {self._ignore}"
             )
+        # A sum over many classes does not fit into float16; copies in float64 would only take memory.
+        logits = logits.astype(np.promote_types(logits.dtype, np.float32), copy=False)
         top = logits.max(axis=-1, keepdims=True)
-        log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
-        entropy = log_sum - np.take_along_axis(logits, ids[..., np.newaxis], axis=-1)[..., 0]
-        # Rounding may leave the entropy of a sure prediction a little below 0, which no entropy is.
-        counting = np.where(counted, np.maximum(entropy.astype(np.float64), 0.0), 0.0)
+        own = np.take_along_axis(logits, ids[..., np.newaxis], axis=-1)[..., 0]
+        log_sum = np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64))  # of 1 or more, so never below 0
+        entropy = log_sum + (top[..., 0].astype(np.float64) - own)
+        counting = np.where(counted, entropy, 0.0)
         sums: NDArray[np.float64] = counting.reshape(len(targets), -1).sum(axis=1)
         return sums
 

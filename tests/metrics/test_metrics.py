@@ -96,6 +96,15 @@ def test_loss_is_cross_entropy_without_padding() -> None:
     assert result(make("Loss"), np.concatenate([LOGITS, LOGITS[:10]]), padded) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_losses_of_many_classes_are_as_exact_as_the_logits(dtype: Any) -> None:
+    logits = RNG.normal(scale=0.2, size=(8, 100_000)).astype(dtype)  # 100,000 terms do not fit into float16 at all
+    expected = -log_softmax(logits.astype(np.float64), axis=1)[:, 0]
+    metric = make("Loss")
+    assert isinstance(metric, PerSampleMetric)
+    np.testing.assert_allclose(metric.outcomes(logits, np.zeros(8, np.int64)), expected, rtol=1e-7)
+
+
 def test_labels_that_are_no_class_are_named_and_padding_is_explained() -> None:
     with pytest.raises(DataError, match=r"Loss: labels -1, 7 are none of the 7 classes, 0 to 6.*ignore_index.*-100"):
         result(make("Loss"), LOGITS, np.r_[-1, 7, -1, CLASSES[3:]])
@@ -108,6 +117,8 @@ def test_roc_and_f1() -> None:
     assert result(make("ROC"), scores, truth) == 0.75
     assert result(make("AUC", task="dlrm"), np.stack([-scores, scores], 1), truth) == 0.75
     assert result(make("F1"), np.array([0, 1, 1, 1]), truth) == pytest.approx(0.8)
+    near = np.array([[0, 2048], [-1, 2048]], np.float16)  # 2,049 is no number of float16
+    assert result(make("ROC"), near, np.array([0, 1])) == 1
     with pytest.raises(DataError, match="ROC"):
         result(make("ROC"), LOGITS, CLASSES)
 
