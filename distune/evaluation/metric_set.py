@@ -103,8 +103,10 @@ class MetricSet:
         for name, metric in self._metrics.items():
             with guard(metric, f"metric {name!r}"):
                 metric.update(outputs, labels if metric.compare_label else self._reference_of(index))
-        for added in self._added.values():
-            added.take(outputs, labels)
+        if self._added:
+            for form, found in zip(self.forms, self.outcomes(), strict=True):
+                if form.name in self._added:
+                    self._added[form.name].take(found)
 
     def outcomes(self) -> list[Outcomes]:
         """Outcomes of the batch that was taken last, by per-sample form."""

@@ -100,9 +100,8 @@ class OutcomeSum:
         self.form = form
         self._values, self._weights = ExactSum(), ExactSum()
 
-    def take(self, outputs: Any, labels: Any) -> None:
-        """Add the batch that the metric was updated with last."""
-        found = self.form.read(outputs, labels)
+    def take(self, found: Outcomes) -> None:
+        """Add a batch."""
         self._values.add(found.values)
         self._weights.add(found.weights)
 

@@ -124,6 +124,6 @@ def test_a_metric_is_asked_once_for_what_a_batch_says() -> None:
     assert found.outcomes()[0].values.tolist() == found.outcomes()[0].values.tolist() == [1.0] * 3
     assert found.margins()[0] is not None
     assert metric.asked == ["outcomes", "margins"]
-    found.take(1, [np.zeros((2, 5))], np.zeros(2, np.int64))
     metric.given["outcomes"] = np.zeros(2)
+    found.take(1, [np.zeros((2, 5))], np.zeros(2, np.int64))
     assert found.outcomes()[0].values.tolist() == [0.0] * 2
