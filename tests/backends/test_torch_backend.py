@@ -13,6 +13,8 @@ from distune.errors import UsageError
 from distune.space.op_config import FP32, OpConfig
 from tests.backends.torch_models import (
     Attention,
+    Constants,
+    Gated,
     Recurrent,
     backend,
     batches,
@@ -146,6 +148,28 @@ def test_the_digest_is_that_of_the_weights() -> None:
     with torch.no_grad():
         other.fc.bias.add_(1)
     digests = {backend(module, images(2)).facts().digest for module in (residual(), residual(), other)}
+    assert len(digests) == 2
+
+
+def test_tensors_that_are_no_parameters_count_in_the_digest() -> None:
+    digests = set()
+    for attribute, hidden, written in ((1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (1.0, 2.0, 1.0), (1.0, 1.0, 2.0)):
+        made = backend(Constants(attribute, hidden, written), images(2).reshape(2, -1)[:, :4])
+        digests.add(made.facts().digest)
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize("changed", ["second.1.weight", "first.0.bias", "gate.shift"])
+def test_all_of_a_module_that_is_taken_apart_counts_in_the_digest(changed: str) -> None:
+    digests = set()
+    for difference in (0, 0, 1):
+        torch.manual_seed(0)
+        module = Gated()
+        owner, _, name = changed.rpartition(".")
+        with torch.no_grad():
+            getattr(module.get_submodule(owner), name).add_(difference)
+        made = backend(module, images(2).reshape(2, -1)[:, :4], partition="auto")
+        digests.add(made.facts().digest)
     assert len(digests) == 2
 
 

@@ -83,6 +83,45 @@ class Decision(nn.Module):
         return x
 
 
+class Constants(nn.Module):
+    """Tensors that are no parameters: an attribute, a buffer that is not saved, and one that ``forward`` writes out."""
+
+    def __init__(self, attribute: float, hidden: float, written: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.written = nn.Linear(4, 3), written
+        self.shift = torch.full((3,), attribute)
+        self.register_buffer("scale", torch.full((3,), hidden), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(x) * self.scale + self.shift + torch.tensor([0.0, 0.0, self.written])
+        return out
+
+
+class Gate(nn.Module):
+    """Cannot be exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.zeros(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.shift if x.sum() < 1e9 else x
+
+
+class Gated(nn.Module):
+    """Two parts that can be exported around a gate that cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), Gate()
+        self.second = nn.Sequential(nn.ReLU(), nn.Linear(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.second(self.gate(self.first(x)))
+        return out
+
+
 def residual() -> Residual:
     """Seeded, its batch norm with statistics that matter."""
     torch.manual_seed(0)
@@ -102,10 +141,10 @@ def batches(count: int = 4, size: int = 8) -> list[tuple[int, Feed]]:
     return [(number, {"image": images(size, number)}) for number in range(count)]
 
 
-def backend(module: nn.Module, inputs: Any, **changes: Any) -> PyTorchBackend:
+def backend(module: nn.Module, inputs: Any, partition: Any = "none", **changes: Any) -> PyTorchBackend:
     """The backend of a live module that is exported with ``inputs``."""
     loader = [(inputs, None)]
-    spec = ModelSpec("pytorch", live=module, quant_format="default")
+    spec = ModelSpec("pytorch", live=module, quant_format="default", partition=partition)
     return PyTorchBackend(TuningJob(spec, calibration=CalibrationSpec(loader), **changes))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -36,6 +35,7 @@ from distune.backends.pytorch.compiled import CompiledModels, require_compiler  
 from distune.backends.pytorch.convert import converted, with_float_weights  # noqa: E402
 from distune.backends.pytorch.files import written  # noqa: E402
 from distune.backends.pytorch.hessian import LOSS, hessian_scores, resolve_loss  # noqa: E402
+from distune.backends.pytorch.identity import digest  # noqa: E402
 from distune.backends.pytorch.lowering import execution  # noqa: E402
 from distune.backends.pytorch.model import load_module  # noqa: E402
 from distune.backends.pytorch.probes import last_nodes, op_mse  # noqa: E402
@@ -125,12 +125,7 @@ class PyTorchBackend(Backend):
 
     @cached_property
     def _digest(self) -> str:
-        content = hashlib.sha256(self._exported.graph_module.code.encode())
-        for name, tensor in sorted(self._exported.program.state_dict.items()):
-            content.update(name.encode())
-            flat = tensor.detach().contiguous().reshape(-1)
-            content.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-        return content.hexdigest()
+        return digest(self._exported)
 
     def load(self, config: TuningConfig | None, threads: int = 1) -> GraphModel:
         return self._made(GraphModel, config, threads)
