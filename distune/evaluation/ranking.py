@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from distune.errors import DataError
 from distune.metrics.per_sample import Outcomes, PerSampleForm
-from distune.metrics.sums import ExactSum
+from distune.metrics.sums import ExactSum, exact_sum
 
 Margins = NDArray[np.float64] | None
 
@@ -106,8 +106,8 @@ def choose(
     chosen = np.zeros(len(margins), np.bool_)
     chosen[np.argsort(np.abs(margins), kind="stable")[:count]] = True
     scale = float(np.std(known)) or 1.0
-    outside = tuple(_sum(values[~chosen]) for values in outcomes)
-    grade = _sum(_grades(margins[chosen], scale)) / count
+    outside = tuple(exact_sum(values[~chosen]) for values in outcomes)
+    grade = exact_sum(_grades(margins[chosen], scale)) / count
     return DecisiveSamples(np.packbits(chosen).tobytes(), len(margins), batch_size, outside, scales, scale, grade)
 
 
@@ -188,9 +188,3 @@ class DecisiveScore:
 def _grades(margins: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
     """From 0 (wrong) to 1 (right), 0.5 on the border."""
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(margins / (_STEEP * scale), -50.0, 50.0))))
-
-
-def _sum(values: NDArray[np.float64]) -> float:
-    exact = ExactSum()
-    exact.add(values)
-    return exact.value()

@@ -20,7 +20,7 @@ from distune.evaluation.batches import Prepared
 from distune.evaluation.order import SampleOrder, build_order
 from distune.evaluation.ranking import DecisiveSamples, Margins, choose, smallest_margins
 from distune.metrics.per_sample import Outcomes, PerSampleForm
-from distune.metrics.sums import ExactSum
+from distune.metrics.sums import exact_sum
 
 _ALIKE = 1e-3
 """Difference of a margin, in standard deviations of all margins, that rounding in another batch may make."""
@@ -110,10 +110,10 @@ class Survey:
         out: dict[str, float] = {}
         values, weights = (self._values(), self._weights()) if self._batches else ([], [])
         for index, form in enumerate(self._forms):
-            total = _total(weights[index]) if weights else 0.0
+            total = exact_sum(weights[index]) if weights else 0.0
             if total == 0:
                 raise DataError(f"{form.name}: no samples")
-            out[form.name] = form.finish(_total(values[index]) / total)
+            out[form.name] = form.finish(exact_sum(values[index]) / total)
         return out
 
     def order(self) -> SampleOrder:
@@ -124,7 +124,7 @@ class Survey:
         values, weights = self._values(), self._weights()
         margins = self._all_margins()
         keys = margins if margins is not None else -self._badness(values, weights)
-        totals = [_total(weight) for weight in weights]
+        totals = [exact_sum(weight) for weight in weights]
         return build_order(keys, margins, totals, self.sizes)
 
     def decisive(self, rows: NDArray[np.intp], batch_size: int) -> DecisiveSamples | None:
@@ -198,9 +198,3 @@ class Survey:
             bad = weight * form.high - outcomes if higher and np.isfinite(form.high) else outcomes
             total += np.nan_to_num(bad, nan=0.0) / (float(np.nanmax(np.abs(bad))) or 1.0)
         return total
-
-
-def _total(weights: NDArray[np.float64]) -> float:
-    exact = ExactSum()
-    exact.add(weights)
-    return exact.value()

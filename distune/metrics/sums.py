@@ -39,6 +39,13 @@ class ExactSum:
         return math.fsum([*self._parts, *further])
 
 
+def exact_sum(terms: NDArray[np.float64]) -> float:
+    """The sum of the terms, rounded once."""
+    total = ExactSum()
+    total.add(terms)
+    return total.value()
+
+
 def _expansion(terms: list[float]) -> list[float]:
     """Few floats with the same exact sum."""
     parts: list[float] = []
