@@ -13,7 +13,7 @@ from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from distune.backends.onnxruntime import qdq, shared
-from distune.backends.onnxruntime.quantizer import WeightCache
+from distune.backends.onnxruntime.quantizer import CachingQdqQuantizer, WeightCache
 from distune.space.op_config import TuningConfig
 from tests.backends.onnx_models import (
     SAMPLES,
@@ -66,6 +66,8 @@ class PlainQuantizer(QDQQuantizer):  # type: ignore[misc]
         self.model.topological_sort()
         proto: onnx.ModelProto = self.model.model
         return proto
+
+    adjust_tensor_ranges = CachingQdqQuantizer.adjust_tensor_ranges
 
     def quantize_activation_tensor(self, tensor_name: str) -> None:
         if tensor_name not in self._float_outputs:
