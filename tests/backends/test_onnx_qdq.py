@@ -287,3 +287,48 @@ def test_integers_are_remembered_by_the_axis_of_their_scales_too() -> None:
     parameters = QuantizationParams(zero_point=zero_point, scale=scale, quant_type=TensorProto.INT8)
     by_axis = [numpy_helper.to_array(quantizer._quantized(weight, parameters, axis)) for axis in (0, 1)]
     np.testing.assert_array_equal(by_axis, [[[1, 2], [2, 4]], [[1, 1], [4, 4]]])
+
+
+def branching_model() -> onnx.ModelProto:
+    """conv1, relu1, conv2, and to its output one of their tensors is added, as the first pixel says."""
+    rng = np.random.default_rng(0)
+    shape = {"x": [4, 3, 12, 12]}
+
+    def branch(op_type: str, tensor: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(f"{op_type}_out", onnx.TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(op_type, [tensor], [output.name])], op_type, [], [output])
+
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["top"], "top", keepdims=0),
+        helper.make_node("Greater", ["top", "limit"], ["above"], "above"),
+        helper.make_node("Conv", ["x", "w1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], "conv2", pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "If", ["above"], ["b"], "branch", then_branch=branch("Abs", "c2"), else_branch=branch("Identity", "c1")
+        ),
+        helper.make_node("Add", ["c2", "b"], ["y"], "sum"),
+    ]
+    constants = {
+        "w1": rng.normal(size=(8, 3, 3, 3)) / 5,
+        "w2": rng.normal(size=(8, 8, 3, 3)) / 8,
+        "limit": np.array(100.0),
+    }
+    return model(nodes, shape, ["y"], {name: np.asarray(value, np.float32) for name, value in constants.items()})
+
+
+@pytest.mark.parametrize("quant_format", ["QDQ", "QOperator"])
+@pytest.mark.parametrize("brightest", [10.0, 1000.0])
+def test_what_only_a_branch_reads_is_still_there(quant_format: str, brightest: float) -> None:
+    feed = {"x": images()[0]["x"].copy()}
+    feed["x"][0, 0, 0, 0] = brightest
+    backend = OnnxRuntimeBackend(TuningJob(ModelSpec("onnxruntime", live=branching_model(), quant_format=quant_format)))
+    backend.set_statistics((), SAMPLES, backend.calibrate((), enumerate([feed])))
+    config = default_config(backend)
+    expected = backend.load(None).predict(feed)[0]
+    for name in (None, "conv1", "conv2"):
+        changed = config if name is None else config.with_ops({name: FP32})
+        loaded = backend.load(changed)
+        onnx.checker.check_model(loaded.native)  # no node before what it reads
+        actual = loaded.predict(feed)[0]
+        assert np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()

@@ -1,7 +1,8 @@
 """ONNX Runtime's ``ONNXModel`` that finds constants and nodes by name instead of looking at all of them.
 
 Its quantizer asks for one constant, or for who reads or writes one tensor, some ten times an op, and every answer takes
-a walk over the whole graph: quadratic in the size of the model.
+a walk over the whole graph: quadratic in the size of the model. And it does not see that a node with graphs inside,
+such as If, reads what these take from outside.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 
 import onnx
 from onnxruntime.quantization.onnx_model import ONNXModel
+
+from distune.backends.onnxruntime.graph import tensors_read
 
 
 class IndexedModel(ONNXModel):  # type: ignore[misc]
@@ -24,6 +27,7 @@ class IndexedModel(ONNXModel):  # type: ignore[misc]
         self._all_readers: dict[str, list[onnx.NodeProto]] | None = None
         for node in model.graph.node:
             self._index(node)
+        self._inner_reads = [(node, names) for node in model.graph.node if (names := _inner_reads(node))]
         self._shown: Sequence[onnx.TensorProto] | None = None
 
     @contextmanager
@@ -74,6 +78,9 @@ class IndexedModel(ONNXModel):  # type: ignore[misc]
     def input_name_to_nodes(self) -> dict[str, list[onnx.NodeProto]]:
         if self._all_readers is None:
             self._all_readers = super().input_name_to_nodes()
+            for node, names in self._inner_reads:
+                for name in names:
+                    self._all_readers.setdefault(name, []).append(node)
         return self._all_readers
 
     def replace_input_of_all_nodes(self, old_input_name: str, new_input_name: str) -> None:
@@ -94,8 +101,22 @@ class IndexedModel(ONNXModel):  # type: ignore[misc]
             self.replace_node_output(node, old_output_name, new_output_name)
         self._writers.setdefault(new_output_name, []).extend(writers)
 
+    def topological_sort(self) -> None:
+        inner = {node.name: names for node, names in self._inner_reads}
+        for node in self.model.graph.node:
+            node.input.extend(inner.get(node.name, ()))
+        super().topological_sort()
+        for node in self.model.graph.node:
+            if node.name in inner:
+                del node.input[-len(inner[node.name]) :]
+
     def _index(self, node: onnx.NodeProto) -> None:
         for name in node.input:
             self._readers.setdefault(name, []).append(node)
         for name in node.output:
             self._writers.setdefault(name, []).append(node)
+
+
+def _inner_reads(node: onnx.NodeProto) -> list[str]:
+    """The tensors that a node does not read itself, but a graph inside it."""
+    return sorted(set(tensors_read(node)).difference(node.input))

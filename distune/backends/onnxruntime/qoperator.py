@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper, numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.graph import GraphIndex, attribute, tensors_read
 from distune.backends.onnxruntime.weights import drop_unused_constants
 
 MICROSOFT = "com.microsoft"
@@ -136,7 +136,7 @@ class _Rewriter:
 
 def _without_unread(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
     """The nodes but DequantizeLinear ones that nobody reads."""
-    read = {name for node in nodes for name in node.input}.union(outputs)
+    read = {name for node in nodes for name in tensors_read(node)}.union(outputs)
     return [node for node in nodes if node.op_type != "DequantizeLinear" or node.output[0] in read]
 
 
