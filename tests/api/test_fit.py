@@ -87,9 +87,18 @@ class Agreement:
         return self.right / self.seen
 
 
-@pytest.mark.parametrize("metric", [Agreement, Agreement(), "Accuracy", {"MSE": {"compare_label": False}}])
+class Disagreement(Agreement):
+    """Lower is better, as the criterion says."""
+
+    def result(self) -> float:
+        return 1 - super().result()
+
+
+@pytest.mark.parametrize(
+    "metric", [Agreement, Agreement(), Disagreement, "Accuracy", {"MSE": {"compare_label": False}}]
+)
 def test_metrics_of_every_form(metric: Any) -> None:
-    lower = isinstance(metric, dict)
+    lower = isinstance(metric, dict) or metric is Disagreement
     criterion = AccuracyCriterion(higher_is_better=not lower, criterion="absolute", tolerable_loss=0.1)
     given = conf(accuracy_criterion=criterion)
     data = {"calib_dataloader": Batches(), "eval_dataloader": Batches(), "eval_metric": metric}
