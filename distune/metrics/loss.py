@@ -67,4 +67,4 @@ class Perplexity(Loss):
     """``exp`` of the mean cross-entropy, lower is better; arguments and shapes as of ``Loss``."""
 
     def finish(self, mean: float) -> float:
-        return math.exp(mean) if mean < 700 else math.inf  # exp overflows a float at 709.8
+        return math.inf if mean > 700 else math.exp(mean)  # exp overflows a float at 709.8

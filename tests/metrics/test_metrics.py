@@ -62,6 +62,12 @@ def test_a_model_that_gives_nan_is_wrong_everywhere(name: str) -> None:
     assert result(make("topk", k=3), np.full((7, 7), np.nan, np.float32), np.arange(7)) == 0
 
 
+@pytest.mark.parametrize("name", ["Loss", "Perplexity", "MSE", "RMSE", "MAE", "ROC", "Pearson", "Spearman"])
+def test_a_number_made_of_nan_is_nan(name: str) -> None:
+    outputs = np.full((4, 2) if name in ("Loss", "Perplexity") else 4, np.nan, np.float32)
+    assert math.isnan(result(make(name), outputs, np.array([0, 1, 0, 1])))
+
+
 @pytest.mark.parametrize("shape", [(10,), (10, 1)])
 def test_a_binary_classifier_that_gives_nan_is_wrong_where_class_0_is_right_as_well(shape: tuple[int, ...]) -> None:
     probabilities, wanted = np.full(shape, np.nan, np.float32), np.arange(10) % 2
