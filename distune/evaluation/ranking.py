@@ -105,10 +105,16 @@ def choose(
         return None
     chosen = np.zeros(len(margins), np.bool_)
     chosen[np.argsort(np.abs(margins), kind="stable")[:count]] = True
-    scale = float(np.std(known)) or 1.0
+    scale = spread(known) or 1.0
     outside = tuple(exact_sum(values[~chosen]) for values in outcomes)
     grade = exact_sum(_grades(margins[chosen], scale)) / count
     return DecisiveSamples(np.packbits(chosen).tobytes(), len(margins), batch_size, outside, scales, scale, grade)
+
+
+def spread(margins: NDArray[np.float64]) -> float:
+    """Standard deviation of the margins that are finite; 0 where none is."""
+    known = margins[np.isfinite(margins)]
+    return float(np.std(known)) if len(known) else 0.0
 
 
 def smallest_margins(margins: Sequence[Margins], scales: Sequence[float | None]) -> NDArray[np.float64]:

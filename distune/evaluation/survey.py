@@ -18,7 +18,7 @@ from distune.data.batch import arrays_of
 from distune.errors import DataError
 from distune.evaluation.batches import Prepared
 from distune.evaluation.order import SampleOrder, build_order
-from distune.evaluation.ranking import DecisiveSamples, Margins, choose, smallest_margins
+from distune.evaluation.ranking import DecisiveSamples, Margins, choose, smallest_margins, spread
 from distune.metrics.per_sample import Outcomes, PerSampleForm
 from distune.metrics.sums import exact_sum
 
@@ -150,7 +150,7 @@ class Survey:
         for index, margin in enumerate(margins):
             known_margins = self._of_metric(index)
             if margin is not None and known_margins is not None:
-                near = _ALIKE * float(np.std(known_margins[np.isfinite(known_margins)]))
+                near = _ALIKE * spread(known_margins)
                 if not np.allclose(known_margins[rows], margin, rtol=0.0, atol=near, equal_nan=True):
                     return False
         return True
@@ -185,9 +185,7 @@ class Survey:
         found = [self._of_metric(index) for index in range(len(self._forms))]
         if sum(margins is not None for margins in found) == 1:
             return tuple(None if margins is None else 1.0 for margins in found)
-        return tuple(
-            None if margins is None else float(np.std(margins[np.isfinite(margins)])) or 1.0 for margins in found
-        )
+        return tuple(None if margins is None else spread(margins) or 1.0 for margins in found)
 
     def _badness(
         self, values: Sequence[NDArray[np.float64]], weights: Sequence[NDArray[np.float64]]

@@ -11,6 +11,9 @@ import pytest
 from distune.config.job import ComponentSpec, MetricSpec
 from distune.errors import DataError
 from distune.evaluation.finite import NonFinite, Watch
+from distune.evaluation.survey import Survey
+from distune.metrics import create_metric
+from distune.metrics.per_sample import Outcomes, form_of
 from tests.evaluation.test_verdict import DATA, FP32, IDS, LABELS, Mean, evaluator, table
 
 TOP_1, LOSS = MetricSpec(ComponentSpec("topk", {"k": 1})), MetricSpec(ComponentSpec("Loss", {}))
@@ -82,6 +85,21 @@ def test_a_survey_tells_which_data_it_is_of_whatever_its_shard() -> None:
     assert len({data(DATA, shard) for shard in range(3)}) == 1
     assert data(DATA[::-1], 0) != data(DATA, 0)
     assert data([*DATA[:-1], (DATA[-1][0] - 1, DATA[-1][1])], 0) != data(DATA, 0), "other inputs, the same labels"
+
+
+def test_a_metric_whose_margins_are_all_infinite_leaves_the_order_to_the_others() -> None:
+    def surveyed(*margins: Any) -> Survey:
+        forms = [form_of(create_metric(TOP_1.metric), f"top-1 {index}") for index in range(len(margins))]
+        survey = Survey([form for form in forms if form is not None], [True] * len(margins))
+        survey.take(0, [Outcomes(np.ones(40), np.ones(40))] * len(margins), margins)
+        return survey
+
+    known, endless = np.random.default_rng(1).normal(size=40), np.full(40, np.inf)
+    assert surveyed(known, endless).order().parts == surveyed(known).order().parts
+    alone, beside = (survey.decisive(np.arange(40), 4) for survey in (surveyed(known), surveyed(known, endless)))
+    assert alone is not None
+    assert beside is not None
+    assert alone.chosen == beside.chosen
 
 
 def test_a_mean_over_nothing_is_said_as_one_pass_says_it() -> None:
