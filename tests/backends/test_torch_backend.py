@@ -173,6 +173,23 @@ def test_all_of_a_module_that_is_taken_apart_counts_in_the_digest(changed: str) 
     assert len(digests) == 2
 
 
+@pytest.mark.parametrize("partition", ["none", "auto"])
+def test_the_users_module_keeps_its_modes_and_is_judged_in_eval_mode(partition: str) -> None:
+    module = Gated(dropout=0.5) if partition == "auto" else residual()
+    feed = images(2).reshape(2, -1)[:, :4] if partition == "auto" else images(2)
+    module.eval()
+    with torch.no_grad():
+        expected = module(torch.from_numpy(feed)).numpy()
+    module.train()
+    next(iter(module.children())).eval()
+    modes = [each.training for each in module.modules()]
+    made = backend(module, feed, partition=partition)
+    assert [each.training for each in module.modules()] == modes
+    (found,) = made.load(None).predict({made.facts().inputs[0].name: feed})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert [each.training for each in module.modules()] == modes
+
+
 @pytest.mark.full
 def test_the_compiled_model_agrees_with_the_reference(made: PyTorchBackend) -> None:
     config = calibrated(made, batches())

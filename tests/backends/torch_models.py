@@ -101,20 +101,20 @@ class Constants(nn.Module):
 class Gate(nn.Module):
     """Cannot be exported."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
-        self.shift = torch.zeros(3)
+        self.shift, self.dropout = torch.zeros(3), nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.shift if x.sum() < 1e9 else x
+        return self.dropout(x + self.shift) if x.sum() < 1e9 else x
 
 
 class Gated(nn.Module):
     """Two parts that can be exported around a gate that cannot."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        self.first, self.gate = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), Gate()
+        self.first, self.gate = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), Gate(dropout)
         self.second = nn.Sequential(nn.ReLU(), nn.Linear(3, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

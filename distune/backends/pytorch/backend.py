@@ -37,7 +37,7 @@ from distune.backends.pytorch.files import written  # noqa: E402
 from distune.backends.pytorch.hessian import LOSS, hessian_scores, resolve_loss  # noqa: E402
 from distune.backends.pytorch.identity import digest  # noqa: E402
 from distune.backends.pytorch.lowering import execution  # noqa: E402
-from distune.backends.pytorch.model import load_module  # noqa: E402
+from distune.backends.pytorch.model import load_module, modes_kept  # noqa: E402
 from distune.backends.pytorch.probes import last_nodes, op_mse  # noqa: E402
 from distune.backends.pytorch.quantizer import Range, WeightScales, needed_ranges  # noqa: E402
 from distune.backends.pytorch.recipes.correction import correct, restore  # noqa: E402
@@ -84,8 +84,9 @@ class PyTorchBackend(Backend):
         require_compiler()
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(job.seed)
-        self._loaded = load_module(job.model, list(_examples(job)))
-        self._exported = exported(self._loaded, job.model)
+        with modes_kept(job.model.live):
+            self._loaded = load_module(job.model, list(_examples(job)))
+            self._exported = exported(self._loaded, job.model)
         self._model = self._exported.folded()
         asked = {
             dtype for rule in job.constraints for role in (rule.weight, rule.activation) for dtype in _dtypes(role)

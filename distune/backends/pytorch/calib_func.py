@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distune.backends.pytorch.model import modes_kept
 from distune.data.user_code import user_code
 from distune.errors import UsageError
 
@@ -52,10 +53,10 @@ def recorded_batches(module: torch.nn.Module, calib_func: Callable[..., Any], sa
         batches.append((batch, None))
         kept += len(next(iter(batch.values()))) if batch else 0
 
-    module.eval()
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        with user_code("calib_func"), torch.no_grad():
+        with modes_kept(module), user_code("calib_func"), torch.no_grad():
+            module.eval()
             calib_func(module)
     finally:
         handle.remove()

@@ -52,7 +52,9 @@ def load_parts(module: torch.nn.Module, content: bytes) -> torch.nn.Module:
     missing = [path for path in programs if path not in paths]
     if missing:
         raise ModelError(f"the file holds a part {missing[0]!r}, but the module has no such submodule")
-    return with_parts(module.eval(), {path: _module(program) for path, program in programs.items()})
+    functions = {path: _module(program) for path, program in programs.items()}
+    in_eval_mode = with_parts(module, {}).eval()  # the user's own module keeps its modes
+    return with_parts(in_eval_mode, functions)
 
 
 def _module(program: torch.export.ExportedProgram) -> torch.nn.Module:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def load_module(spec: ModelSpec, examples: Sequence[Inputs] = ()) -> LoadedModul
     names = tuple(name for name in parameters[: last + 1] if name in first)
     dynamic = {**_dynamic_axes(names, batches), **_described_axes(spec)}
     return LoadedModule(module, arguments, names, dynamic, others=tuple(others))
+
+
+@contextmanager
+def modes_kept(module: object) -> Iterator[None]:
+    """Leave every submodule of a module of the user's in the mode (training or eval) that it is in now."""
+    modes = [(each, each.training) for each in module.modules()] if isinstance(module, torch.nn.Module) else []
+    try:
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training
 
 
 def to_tensor(array: NDArray[Any] | torch.Tensor) -> torch.Tensor:

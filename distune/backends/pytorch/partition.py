@@ -49,7 +49,7 @@ class Partition:
     """How a module was taken apart.
 
     Attributes:
-        top: The user's module, not to be changed.
+        top: A copy of the user's module in eval mode; tensors are shared.
         parts: In the order of its submodules.
         left: Path, class and reason of each submodule that stays eager.
     """

@@ -18,6 +18,7 @@ from distune.backends.pytorch.partition import (
     joined,
     smaller,
     varying_axes,
+    with_parts,
 )
 from distune.backends.pytorch.program import (
     ExportedModule,
@@ -177,7 +178,7 @@ def _in_parts(loaded: LoadedModule, search: _Search) -> ExportedModule:
         inputs=input_infos(loaded),
         output_names=("output",) if count == 1 and not isinstance(outputs, dict) else names,
         example_inputs=loaded.example_inputs,
-        partition=Partition(loaded.module, parts, tuple(search.left)),
+        partition=Partition(with_parts(loaded.module, {}), parts, tuple(search.left)),
     )
 
 

@@ -40,6 +40,13 @@ def test_only_as_many_calls_are_kept_as_the_samples_that_are_wanted() -> None:
     assert [len(batch["image"]) for batch, _ in recorded_batches(residual(), calls, 20)] == [8, 8, 8]
 
 
+def test_it_runs_in_eval_mode_and_the_module_keeps_its_own() -> None:
+    module, seen = residual().train(), set()
+    recorded_batches(module, lambda model: (seen.add(model.bn1.training), calls(model)), 20)
+    assert seen == {False}
+    assert all(each.training for each in module.modules())
+
+
 def test_what_it_does_wrong_is_said() -> None:
     conf = PostTrainingQuantConfig()
     with pytest.raises(UsageError, match="never called the model"):

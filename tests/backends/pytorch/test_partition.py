@@ -134,7 +134,9 @@ def test_the_parts_of_a_module_with_control_flow_are_tuned_and_judged_as_compile
     with pytest.raises(ModelError, match="load_parts"):
         load(content)
     data = np.load(source / "data.npz")
-    deployed = load_parts(built(source), content)
+    module = built(source).train()
+    deployed = load_parts(module, content)
+    assert all(each.training for each in module.modules())
     with torch.no_grad():
         agree = (deployed(torch.from_numpy(data["images"]))["logits"].argmax(1).numpy() == data["labels"]).mean()
     assert agree >= 0.9
