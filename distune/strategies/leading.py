@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,10 @@ def settle_recipes(space: TuningSpace, judge: Callable[[Stage], Any], tell: Call
 
     Args:
         judge: Has a stage judged.
-        tell: Is told of values that could not be judged.
+        tell: Is told of values that could not be judged, or scored NaN.
 
     Returns:
-        The space with those recipes fixed. One of which no value could be judged is at its default.
+        The space with those recipes fixed. One of which no value scored a number is at its default.
     """
     for recipe in space.leading:
         candidates = []
@@ -31,8 +32,11 @@ def settle_recipes(space: TuningSpace, judge: Callable[[Stage], Any], tell: Call
         result: StageResult = judge(Stage(recipe.name, candidates))
         values = {candidate.config.hash: value for candidate, value in zip(candidates, recipe.choices, strict=True)}
         for trial in result.trials:
-            if trial.accuracy is None:
-                tell(f"{recipe.name}={values.get(trial.config.hash)} was left out: {trial.reason}")
-        best = None if result.best is None else values.get(result.best.config.hash)
-        space = space.settled(recipe.name, recipe.default if best is None else best)
+            if trial.accuracy is None or math.isnan(trial.accuracy):
+                reason = trial.reason if trial.accuracy is None else "it scored NaN"
+                tell(f"{recipe.name}={values.get(trial.config.hash)} was left out: {reason}")
+        best = result.best
+        scored = best is not None and best.accuracy is not None and not math.isnan(best.accuracy)
+        found = values.get(best.config.hash) if best is not None and scored else None
+        space = space.settled(recipe.name, recipe.default if found is None else found)
     return space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -67,6 +68,19 @@ def test_what_the_user_settled_is_left_alone() -> None:
         job = TuningJob(ModelSpec("onnxruntime"), recipes=recipes)
         context = StrategyContext(TrialBook(100), job=job)
         assert len(list(correction_stage(space, context, space.default()).candidates)) == expected
+
+
+def test_a_recipe_is_settled_at_its_default_where_every_value_scores_nan() -> None:
+    class Overflowing(AdditiveModel):
+        def accuracy(self, config: TuningConfig) -> float:
+            return math.nan if "smooth_quant" in dict(config.recipes) else super().accuracy(config)
+
+    alphas = Recipe("smooth_quant", False, (0.3, 0.7), leads=True)
+    space = mixed_space(4, PLAIN, recipes=(alphas,), known_recipes=(alphas,))
+    played = play("basic", space, Overflowing(default_cost=0.0))
+    assert [trial.stage for trial in played.trials] == ["smooth_quant", "smooth_quant", "default"]
+    assert played.quantized() == {f"op{index}" for index in range(4)}
+    assert played.told == [f"smooth_quant={alpha} was left out: it scored NaN" for alpha in (0.3, 0.7)]
 
 
 def both_modes() -> TuningSpace:
