@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from distune.config.job import CriterionSpec, EvaluationSpec
 from distune.config.parameters import TuningMetric
@@ -17,13 +18,28 @@ def target_accuracy(criterion: CriterionSpec, baseline: float) -> float:
     Relative: the loss allowed is ``tolerance * |baseline|``, so that a negative baseline does not turn the criterion
     round; absolute: ``tolerance``. A threshold is the target itself.
 
+    The tolerance is the decimal number that was written (0.01 is no float), and the baseline a share such as 27 of 100,
+    which its float misses by half a unit in the last place at most. So the target is computed exactly and rounded to
+    the side of what it may be: a trial that loses exactly what is allowed meets.
+
     Returns:
-        The target, in the metric's unit; NaN where the baseline is NaN (nothing meets it).
+        The target, in the metric's unit; NaN where the baseline is not finite (nothing meets it).
     """
     if criterion.kind == "threshold":
         return criterion.tolerance
-    allowed = criterion.tolerance * abs(baseline) if criterion.kind == "relative" else criterion.tolerance
-    return baseline - allowed if criterion.higher_is_better else baseline + allowed
+    if not math.isfinite(baseline):
+        return math.nan
+    share, tolerance = Fraction(baseline), Fraction(str(criterion.tolerance))
+    allowed = tolerance * abs(share) if criterion.kind == "relative" else tolerance
+    allowed += Fraction(math.ulp(baseline)) / 2 if baseline else 0
+    return _rounded(share - allowed, -math.inf) if criterion.higher_is_better else _rounded(share + allowed, math.inf)
+
+
+def _rounded(exact: Fraction, towards: float) -> float:
+    """The float next to ``exact`` on that side."""
+    nearest = float(exact)
+    beyond = nearest > exact if towards < 0 else nearest < exact
+    return math.nextafter(nearest, towards) if beyond else nearest
 
 
 def meets(value: float, target: float, higher_is_better: bool) -> bool:

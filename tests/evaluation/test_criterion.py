@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 
@@ -31,6 +32,24 @@ def test_exactly_on_target_meets() -> None:
     assert meets(0.5, 0.5, False)
     assert not meets(math.nextafter(0.5, 0), 0.5, True)
     assert not meets(math.nextafter(0.5, 1), 0.5, False)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+@pytest.mark.parametrize(("kind", "tolerance"), [("relative", 0.01), ("relative", 0.05), ("absolute", 0.01)])
+def test_who_loses_exactly_what_is_allowed_meets_and_one_sample_more_does_not(
+    kind: str, tolerance: float, higher: bool
+) -> None:
+    samples, criterion, seen = 2000, CriterionSpec(kind, tolerance, higher), 0  # type: ignore[arg-type]
+    for right in range(1, samples):
+        allowed = Fraction(str(tolerance)) * (right if kind == "relative" else samples)
+        least = right - allowed if higher else right + allowed
+        if least.denominator > 1 or not 0 < least < samples:
+            continue
+        target = target_accuracy(criterion, right / samples)
+        assert meets(int(least) / samples, target, higher)
+        assert not meets((int(least) + (-1 if higher else 1)) / samples, target, higher)
+        seen += 1
+    assert seen > 15
 
 
 def test_an_unchanged_model_meets_whatever_the_sign_of_its_baseline() -> None:
