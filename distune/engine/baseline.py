@@ -93,7 +93,8 @@ def _set_targets(job: TuningJob, book: TrialBook, body: Accuracy) -> None:
     if job.evaluation.each_must_meet and not job.evaluation.names:
         book.targets = metric_targets(job.criterion, body.metrics, body.directions)
     book.targets = {**book.targets, **threshold_targets(job.metrics)}
-    judged = {f"metric {name}": value for name, value in body.metrics.items() if name in book.targets}
+    compared = {*book.targets, *(objective.metric for objective in job.objectives)}
+    judged = {f"metric {name}": value for name, value in body.metrics.items() if name in compared}
     for what, value in {**judged, "accuracy": body.value}.items():
         if not math.isfinite(value):
             number = "NaN" if math.isnan(value) else "infinite"

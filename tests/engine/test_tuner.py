@@ -303,6 +303,19 @@ def test_a_baseline_without_a_number_is_the_users_to_mend(tmp_path: Path) -> Non
         tune(tmp_path / "inf", Model(baseline=math.inf))
 
 
+def test_a_metric_to_optimize_must_be_a_number_of_fp32_too(tmp_path: Path) -> None:
+    """Such as the signal-to-noise ratio of fp32 against itself: no gain over it can be told."""
+
+    class SignalToNoise(Model):
+        def _body(self, body: object) -> ResultBody:
+            answer = super()._body(body)
+            return replace(answer, metrics={"psnr": math.inf}) if isinstance(answer, Accuracy) else answer
+
+    tuning = job(objectives=(ObjectiveSpec("metric", metric="psnr", higher_is_better=True),))
+    with pytest.raises(UserCodeError, match="metric psnr is infinite"):
+        tune(tmp_path, SignalToNoise(), tuning)
+
+
 def test_every_sampling_size_is_tried(tmp_path: Path) -> None:
     tuning = job(calibration=CalibrationSpec(None, (100, 500)))
 
