@@ -58,10 +58,11 @@ class Answers:
         self.accuracy_s += body.evaluate_s
         self.inference_s += body.inference_s
         self.compile_s += body.compile_s
+        # Bounds of NaN: a sample made it so, and no other can make it a number again.
         return replace(
             trial,
             verdict=self._verdict(body),
-            accuracy=body.value if body.complete else None,
+            accuracy=body.value if body.complete or math.isnan(body.low) else None,
             accuracy_low=_finite(body.low),
             accuracy_high=_finite(body.high),
             score=body.score,

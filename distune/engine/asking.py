@@ -52,7 +52,7 @@ class Asking:
 
     def is_enough(self, stage: Stage, trial: Trial) -> bool:
         """Whether ``stage`` needs to know no more of a trial of before."""
-        if trial.complete:
+        if trial.complete or trial.accuracy is not None:
             return True
         match self._looked_at(stage):
             case "verdict":

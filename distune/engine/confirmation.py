@@ -33,7 +33,7 @@ class Confirmations:
 
     def request(self, first: Judge) -> Judge:
         """The second judgement of what ``first`` was about."""
-        return replace(first, accuracy="exact", deployed=True)
+        return replace(first, accuracy="exact", deployed=True, floor=None, base="", decisive="")
 
     def begin(self, task_id: int, trial: Trial) -> None:
         """Task ``task_id`` judges ``trial`` again."""

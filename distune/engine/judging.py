@@ -330,7 +330,8 @@ class Judging:
     def _may_be_best(self) -> list[Trial]:
         best = self._book.best
         floor = None if best is None else best.accuracy
-        pending = [trial for trial in self._book.trials if not trial.complete and not trial.config.is_fp32]
+        unknown = [trial for trial in self._book.trials if trial.accuracy is None and not trial.complete]
+        pending = [trial for trial in unknown if not trial.config.is_fp32]
         return [trial for trial in pending if floor is None or self._asking.may_reach(trial, floor)]
 
     def _score_on(self, trials: list[Trial]) -> None:

@@ -158,7 +158,7 @@ class StageRun:
             if config_hash in self._outcomes:
                 known = completed(known, self._outcomes.pop(config_hash))
                 self._book.update(known)
-            elif not self._enough(known):
+            elif not self._enough(known) and not self._is_answered(config_hash):
                 return None
             trial, again = _labelled(known, candidate), True
         elif self._book.remaining <= self.stage.reserve:
@@ -172,6 +172,10 @@ class StageRun:
         self._unpaid.discard(config_hash)
         self._decided.append(trial)
         return Decision(self.position - 1, trial, again)
+
+    def _is_answered(self, config_hash: str) -> bool:
+        """Whether a candidate of this stage was judged for it: there will be no better answer."""
+        return config_hash in self._asked and config_hash not in self._unanswered
 
     def stop(self) -> None:
         """End the stage now: what is not decided will not be."""

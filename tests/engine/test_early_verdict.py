@@ -142,6 +142,28 @@ def test_a_default_of_infinite_loss_changes_no_decision(tmp_path: Path, strategy
     assert early.winner == plain.winner
 
 
+def broken(kind: type[Model], seed: int) -> Any:
+    """Of some configs the accuracy is NaN."""
+    whole = planted(kind, seed, True, 3.0)
+
+    def accuracy(config: TuningConfig) -> float:
+        return math.nan if random.Random(f"{seed}{config.hash}").random() < 0.3 else whole.of(config)
+
+    return kind(convs=5, matmuls=1, of=accuracy)
+
+
+@pytest.mark.parametrize("strategy", ["basic", "mse", "auto"])
+def test_what_is_nan_is_known_to_be_nan_whether_its_trial_ended_early_or_not(tmp_path: Path, strategy: str) -> None:
+    for seed in range(6):
+        settings, model = tuning(strategy, True, 1e9 * (seed % 2), 20), broken(EarlyModel, seed)
+        plain = tune(tmp_path / f"plain{seed}", broken(Model, seed), settings)
+        early = tune(tmp_path / f"early{seed}", model, settings)
+        assert decided(early) == decided(plain)
+        assert early.winner == plain.winner
+        lost = {trial.config.hash for trial in plain.outcome.trials if math.isnan(trial.accuracy or 0.0)}
+        assert not [config_hash for config_hash in lost if model.judged.count(config_hash) > 1]
+
+
 def tuned(kind: type[Model], seed: int) -> Any:
     """What an op costs depends on how it is quantized."""
 

@@ -88,6 +88,15 @@ def test_budget_smaller_than_the_stage_ends_it() -> None:
     assert (len(book.trials), spent) == (3, 3)
 
 
+def test_a_config_that_a_stage_names_twice_is_judged_once_however_little_that_tells() -> None:
+    stage = Stage("s", [Candidate(config(1), "a"), Candidate(config(1), "a again"), Candidate(config(2), "b")])
+    run = StageRun(stage, TrialBook(10), True, lambda trial: False)
+    for candidate in run.want(9):
+        run.take(outcome(int(candidate.label == "b") + 1, 0.5))
+    assert [decision.trial.label for decision in run.decide()] == ["a", "a again", "b"]
+    assert run.ended
+
+
 def test_a_reserve_is_left_for_later_stages() -> None:
     book = TrialBook(5)
     run = StageRun(Stage("s", [config(i) for i in range(9)], exit="none", reserve=3), book, True)
