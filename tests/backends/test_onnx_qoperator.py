@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.options import OP_KINDS
 from distune.config.job import ModelSpec, TuningJob
-from distune.space.op_config import FP32
+from distune.space.op_config import FP32, OpConfig, TensorConfig, TuningConfig
 from tests.backends.onnx_models import (
     SAMPLES,
     Feeds,
@@ -141,3 +141,85 @@ def test_constants_stay_outputs_of_the_graph(make: Callable[..., OnnxRuntimeBack
     np.testing.assert_array_equal(actual[2], expected[2])
     exported = backend.export(config)
     assert backend.apply(exported.deploy, config).files == exported.files
+
+
+def test_a_constant_before_an_activation_in_both_forms() -> None:
+    """Weights are int8 and activations uint8; no integer operator multiplies them in this order."""
+    rng = np.random.default_rng(0)
+    constants = {"table": rng.normal(size=(50, 16)), "w": rng.normal(size=(8, 6)), "v": rng.normal(size=(2, 8))}
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"], "embedding"),
+        helper.make_node("MatMul", ["w", "e"], ["h"], "first"),
+        helper.make_node("MatMul", ["v", "h"], ["y"], "second"),
+    ]
+    proto = model(
+        nodes,
+        {"ids": [6]},
+        ["y"],
+        {name: value.astype(np.float32) for name, value in constants.items()},
+        input_type=onnx.TensorProto.INT64,
+    )
+    feed = {"ids": np.arange(6)}
+    backend, pairs = qoperator_backend(proto, [feed]), backend_of(proto, [feed])
+    config = default_config(backend)
+    assert config.quantized_ops
+    np.testing.assert_allclose(
+        backend.load(config).predict(feed)[0], pairs.load(config).predict(feed)[0], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "Gemm", "MatMul"])
+def test_a_signed_activation_of_one_op_before_an_unsigned_weight_of_another(op_type: str) -> None:
+    """They read one tensor, and the first decides its type: no integer operator takes both."""
+    rng = np.random.default_rng(0)
+    size = (4, 3, 1, 1) if op_type == "Conv" else (3, 4)
+    constants = {name: rng.normal(size=size).astype(np.float32) for name in ("w1", "w2")}
+    nodes = [helper.make_node(op_type, ["x", f"w{i}"], [f"y{i}"], f"op{i}") for i in (1, 2)]
+    proto = model(nodes, {"x": [2, 3, 5, 5] if op_type == "Conv" else [2, 3]}, ["y1", "y2"], constants)
+    feed = {"x": rng.normal(size=[2, 3, 5, 5] if op_type == "Conv" else [2, 3]).astype(np.float32)}
+    backend, pairs = qoperator_backend(proto, [feed]), backend_of(proto, [feed])
+    signed = OpConfig("static", TensorConfig("int8", "asym"), TensorConfig("int8", "sym"))
+    unsigned = OpConfig("static", TensorConfig("uint8", "asym"), TensorConfig("uint8", "asym"))
+    config = TuningConfig((("op1", signed), ("op2", unsigned)), sampling_size=SAMPLES)
+    for ours, theirs in zip(backend.load(config).predict(feed), pairs.load(config).predict(feed), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("op_type", sorted(OP_KINDS))
+@pytest.mark.parametrize("dtypes", [("int8", "uint8"), ("uint8", "int8")])
+def test_each_row_of_the_table_behind_an_op_of_another_type(op_type: str, dtypes: tuple[str, str]) -> None:
+    proto = after_convolution(op_type)
+    backend, pairs = qoperator_backend(proto, images()), backend_of(proto, images())
+    config = default_config(backend)
+    changes = {
+        name: OpConfig("static", TensorConfig(dtypes[name != "conv"], "asym"), option.weight)
+        for name, option in config.ops
+    }
+    ours, theirs = (each.load(config.with_ops(changes)).predict(images()[0])[0] for each in (backend, pairs))
+    assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max(), "one step of int8, where a mean is rounded"
+
+
+@pytest.mark.parametrize("op_type", ["Add", "Mul", "Concat"])
+@pytest.mark.parametrize("dtypes", [("int8", "uint8"), ("uint8", "int8")])
+def test_two_inputs_of_different_types(op_type: str, dtypes: tuple[str, str]) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"wa": (8, 3, 1, 1), "wb": (8, 3, 1, 1), "wc": (4, 8, 1, 1)}
+    attributes = {"axis": 1} if op_type == "Concat" else {}
+    nodes = [
+        helper.make_node("Conv", ["x", "wa"], ["a"], "first"),
+        helper.make_node("Conv", ["a", "wc"], ["other"], "reader"),  # decides the type of a
+        helper.make_node("Conv", ["x", "wb"], ["b"], "second"),
+        helper.make_node(op_type, ["a", "b"], ["y"], "op", **attributes),
+    ]
+    constants = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    proto = model(nodes, {"x": ["batch", 3, 12, 12]}, ["y", "other"], constants)
+    backend, pairs = qoperator_backend(proto, images()), backend_of(proto, images())
+    config = default_config(backend)
+    changes = {
+        name: OpConfig("static", TensorConfig(dtypes[name != "reader"], "asym"), option.weight)
+        for name, option in config.ops
+    }
+    for ours, theirs in zip(
+        *(b.load(config.with_ops(changes)).predict(images()[0]) for b in (backend, pairs)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

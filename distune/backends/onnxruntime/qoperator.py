@@ -13,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from distune.backends.onnxruntime.graph import GraphIndex, attribute, tensors_read
+from distune.backends.onnxruntime.preprocess import WEIGHTED
 from distune.backends.onnxruntime.weights import drop_unused_constants
 
 MICROSOFT = "com.microsoft"
@@ -80,6 +81,8 @@ class _Rewriter:
             return node
         sources = [self._source(name) for name in node.input]
         targets = [self._target(name) for name in node.output]
+        if node.op_type in _WRITERS and not self._has_operator(node, sources, targets):
+            return node
         if node.op_type == "MatMul" and targets == [None]:
             return _to_float(node, sources)
         if not sources or sources[0] is None or any(target is None for target in targets):
@@ -94,6 +97,20 @@ class _Rewriter:
         new.name = node.name
         self._absorbed.update(output.data for output in outputs)
         return new
+
+    def _has_operator(self, node: onnx.NodeProto, sources: _Sources, targets: _Sources) -> bool:
+        """Whether there is an operator for integers of these types.
+
+        A product is of the type of the first factor, and if that is int8, the second factor is so, too. Of other ops
+        all tensors have one type.
+        """
+        known = self._index.element_type
+        read, written = (
+            [known.get(value.zero_point) for value in values if value is not None] for values in (sources, targets)
+        )
+        if node.op_type in WEIGHTED:
+            return read[:2] != [onnx.TensorProto.INT8, onnx.TensorProto.UINT8] and set(written) <= set(read[:1])
+        return len({*read, *written}) == 1
 
     def _source(self, tensor: str) -> _Quantized | None:
         """What ``tensor`` is dequantized from."""
