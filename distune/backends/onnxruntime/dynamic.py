@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute, has_factors
+from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames, attribute, has_factors
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import QuantizedWeight, drop_unused_constants, quantize_weight
 from distune.errors import TrialError
@@ -65,7 +65,9 @@ class _Writer:
         self._proto = proto
         self._reduce_range = reduce_range
         self._constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-        self._quantized: set[str] = set()
+        self._unused = UnusedNames(proto)
+        self._stored: dict[str, list[onnx.TensorProto]] = {}
+        self._quantized: dict[str, tuple[str, str, str]] = {}
 
     def write(self, node: onnx.NodeProto, config: OpConfig) -> list[onnx.NodeProto]:
         writers: Mapping[str, Callable[[onnx.NodeProto, TensorConfig], list[onnx.NodeProto]]] = {
@@ -95,19 +97,16 @@ class _Writer:
         weight = self._weight(node.input[1], config, -1, values.T if attribute(node, "transB", 0) else values)
         if len(node.input) < 3 or not node.input[2]:
             return self._product(node, weight, node.output[0])
-        bias = self._constant(f"{node.name}_bias", self._value(node.input[2]))
-        product = f"{node.output[0]}_product"
-        add = helper.make_node("Add", [product, bias], [node.output[0]], f"{node.name}_bias_add")
-        return [*self._product(node, weight, product), add]
+        product = self._unused(f"{node.output[0]}_product")
+        return [*self._product(node, weight, product), self._bias(node, product, self._value(node.input[2]))]
 
     def _product(self, node: onnx.NodeProto, weight: tuple[str, str, str], output: str) -> list[onnx.NodeProto]:
         nodes, (data, scale, zero_point) = self._activation(node.input[0])
         # A zero point of zero is left out: ONNX Runtime takes a vector of them, zeros too, by a slower kernel.
         own_zero = [weight[2]] if self._value(weight[2]).any() else []
-        integers = helper.make_node(
-            "MatMulInteger", [data, weight[0], zero_point, *own_zero], [f"{output}_integer"], node.name
-        )
-        return [*nodes, integers, *_to_float(node.name, f"{output}_integer", (scale, weight[1]), output)]
+        sums = self._unused(f"{output}_integer")
+        integers = helper.make_node("MatMulInteger", [data, weight[0], zero_point, *own_zero], [sums], node.name)
+        return [*nodes, integers, *self._to_float(node.name, sums, (scale, weight[1]), output)]
 
     def _conv(self, node: onnx.NodeProto, config: TensorConfig) -> list[onnx.NodeProto]:
         values = self._value(node.input[1])
@@ -120,27 +119,38 @@ class _Writer:
         weight = self._store(node.input[1], QuantizedWeight(quantized.values, scale, zero_point))
         nodes, (data, data_scale, data_zero) = self._activation(node.input[0])
         has_bias = len(node.input) > 2 and bool(node.input[2])
-        output = f"{node.output[0]}_product" if has_bias else node.output[0]
-        integers = helper.make_node(
-            "ConvInteger", [data, weight[0], data_zero, weight[2]], [f"{output}_integer"], node.name
-        )
+        output = self._unused(f"{node.output[0]}_product") if has_bias else node.output[0]
+        sums = self._unused(f"{output}_integer")
+        integers = helper.make_node("ConvInteger", [data, weight[0], data_zero, weight[2]], [sums], node.name)
         integers.attribute.extend(node.attribute)
-        nodes = [*nodes, integers, *_to_float(node.name, f"{output}_integer", (data_scale, weight[1]), output)]
+        nodes = [*nodes, integers, *self._to_float(node.name, sums, (data_scale, weight[1]), output)]
         if has_bias:
-            bias = self._constant(f"{node.name}_bias", self._value(node.input[2]).reshape(channels))
-            nodes.append(helper.make_node("Add", [output, bias], [node.output[0]], f"{node.name}_bias_add"))
+            nodes.append(self._bias(node, output, self._value(node.input[2]).reshape(channels)))
         return nodes
+
+    def _bias(self, node: onnx.NodeProto, product: str, values: NDArray[Any]) -> onnx.NodeProto:
+        bias = self._constant(f"{node.name}_bias", values)
+        return helper.make_node("Add", [product, bias], [node.output[0]], self._unused(f"{node.name}_bias_add"))
+
+    def _to_float(self, name: str, integers: str, scales: Sequence[str], output: str) -> list[onnx.NodeProto]:
+        """Integer sums times the scales of both factors."""
+        cast, scale = self._unused(f"{integers}_cast"), self._unused(f"{integers}_scale")
+        names = [self._unused(f"{name}_{what}") for what in ("cast", "scales", "output_scale")]
+        return [
+            helper.make_node("Cast", [integers], [cast], names[0], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", list(scales), [scale], names[1]),
+            helper.make_node("Mul", [cast, scale], [output], names[2]),
+        ]
 
     # --------------------------------------------------------------------------------------------------------- others
 
     def _gather(self, node: onnx.NodeProto, config: TensorConfig) -> list[onnx.NodeProto]:
         data, scale, zero_point = self._weight(node.input[0], config, axis=None)
-        taken = f"{node.output[0]}_integer"
+        taken = self._unused(f"{node.output[0]}_integer")
         gather = helper.make_node("Gather", [data, node.input[1]], [taken], node.name)
         gather.attribute.extend(node.attribute)
-        dequantize = helper.make_node(
-            "DequantizeLinear", [taken, scale, zero_point], [node.output[0]], f"{node.name}_dequantize"
-        )
+        name = self._unused(f"{node.name}_dequantize")
+        dequantize = helper.make_node("DequantizeLinear", [taken, scale, zero_point], [node.output[0]], name)
         return [gather, dequantize]
 
     def _lstm(self, node: onnx.NodeProto, config: TensorConfig) -> list[onnx.NodeProto]:
@@ -204,11 +214,15 @@ class _Writer:
 
     def _activation(self, tensor: str) -> tuple[list[onnx.NodeProto], tuple[str, str, str]]:
         """Names of an activation's integers, scale and zero point, and the node that makes them, where it is new."""
-        names = (f"{tensor}_dynamic", f"{tensor}_dynamic_scale", f"{tensor}_dynamic_zero_point")
         if tensor in self._quantized:
-            return [], names
-        self._quantized.add(tensor)
-        return [helper.make_node("DynamicQuantizeLinear", [tensor], list(names), f"{tensor}_QuantizeDynamic")], names
+            return [], self._quantized[tensor]
+        integers, scale, zero_point = (
+            self._unused(f"{tensor}_dynamic{what}") for what in ("", "_scale", "_zero_point")
+        )
+        self._quantized[tensor] = integers, scale, zero_point
+        name = self._unused(f"{tensor}_QuantizeDynamic")
+        node = helper.make_node("DynamicQuantizeLinear", [tensor], [integers, scale, zero_point], name)
+        return [node], self._quantized[tensor]
 
     def _weight(
         self, tensor: str, config: TensorConfig, axis: int | None, values: NDArray[Any] | None = None
@@ -225,15 +239,17 @@ class _Writer:
         )
 
     def _constant(self, name: str, value: NDArray[Any]) -> str:
-        """Name of a constant with this value; one that is there already under this name and equal serves again."""
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
-        while name in self._constants and self._constants[name] != tensor:
-            name += "_"
-            tensor.name = name
-        if name not in self._constants:
-            self._constants[name] = tensor
-            self._proto.graph.initializer.append(tensor)
-        return name
+        """Name of a constant with this value; one that was added as ``name`` and is equal serves again."""
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)))
+        for stored in self._stored.setdefault(name, []):
+            tensor.name = stored.name
+            if tensor == stored:
+                return str(stored.name)
+        tensor.name = unused = self._unused(name)
+        self._stored[name].append(tensor)
+        self._constants[unused] = tensor
+        self._proto.graph.initializer.append(tensor)
+        return unused
 
     def _value(self, tensor: str) -> NDArray[Any]:
         if tensor not in self._constants:
@@ -242,15 +258,6 @@ class _Writer:
 
     def _reduce(self, config: TensorConfig) -> bool:
         return self._reduce_range and config.dtype == "int8"
-
-
-def _to_float(name: str, integers: str, scales: Sequence[str], output: str) -> list[onnx.NodeProto]:
-    """Integer sums times the scales of both factors."""
-    return [
-        helper.make_node("Cast", [integers], [f"{integers}_cast"], f"{name}_cast", to=onnx.TensorProto.FLOAT),
-        helper.make_node("Mul", list(scales), [f"{integers}_scale"], f"{name}_scales"),
-        helper.make_node("Mul", [f"{integers}_cast", f"{integers}_scale"], [output], f"{name}_output_scale"),
-    ]
 
 
 def _is_float32(index: GraphIndex, tensor: str) -> bool:

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from distune.backends.onnxruntime.graph import GEMM_FACTORS, GraphIndex, UnusedNames, replace_nodes
 from distune.backends.onnxruntime.shared import values_of
-from distune.backends.onnxruntime.weights import drop_unused_constants
+from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
 
 
 def fold_gemm_factors(proto: onnx.ModelProto) -> None:
@@ -33,9 +33,8 @@ def fold_gemm_factors(proto: onnx.ModelProto) -> None:
                 continue
             if tensor and (tensor, factor) not in scaled:
                 values = values_of(index.initializers[tensor])
-                scaled[tensor, factor] = unused(f"{tensor}_scaled")
-                constant = numpy_helper.from_array((values * factor).astype(values.dtype), scaled[tensor, factor])
-                proto.graph.initializer.append(constant)
+                folded = (values * factor).astype(values.dtype)
+                scaled[tensor, factor] = add_constant(proto, unused(f"{tensor}_scaled"), folded)
             if tensor:
                 node.input[position] = scaled[tensor, factor]
             item.f = 1.0
@@ -55,7 +54,7 @@ def fold_into_normalization(proto: onnx.ModelProto, factors: Collection[str]) ->
     Returns:
         How many were folded.
     """
-    index = GraphIndex(proto)
+    index, unused = GraphIndex(proto), UnusedNames(proto)
     removed: set[str] = set()
     for name in factors:
         factor = index.nodes[name]
@@ -72,9 +71,7 @@ def fold_into_normalization(proto: onnx.ModelProto, factors: Collection[str]) ->
         for position, parameter in enumerate(before.input):
             if position and parameter:
                 scaled = (numpy_helper.to_array(index.initializers[parameter]) * values).astype(np.float32)
-                folded = numpy_helper.from_array(scaled, f"{name}_{position}")
-                proto.graph.initializer.append(folded)
-                before.input[position] = folded.name
+                before.input[position] = add_constant(proto, unused(f"{name}_{position}"), scaled)
         for reader in index.consumers.get(factor.output[0], ()):
             for position, tensor in enumerate(reader.input):
                 if tensor == factor.output[0]:

@@ -68,7 +68,7 @@ class UnusedNames:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._taken = set(_names(model.graph))
+        self._taken = set(names_in(model.graph))
 
     def __call__(self, name: str) -> str:
         """``name``, or a longer one where that is taken; it is taken from now on."""
@@ -78,13 +78,14 @@ class UnusedNames:
         return name
 
 
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
+def names_in(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names of the tensors and nodes of a graph, and of those inside it."""
     yield from (value.name for value in (*graph.input, *graph.initializer))
     for node in graph.node:
         yield from (node.name, *node.output)
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                yield from _names(inner)
+                yield from names_in(inner)
 
 
 def replace_nodes(model: onnx.ModelProto, by: Mapping[str, Sequence[onnx.NodeProto]]) -> None:

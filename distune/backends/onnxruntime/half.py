@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from distune.backends.onnxruntime.graph import GraphIndex
+from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames
 from distune.backends.onnxruntime.options import OP_KINDS
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.shared import values_of
-from distune.backends.onnxruntime.weights import drop_unused_constants
+from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
 from distune.space.capability import Capability, OpInfo
 from distune.space.op_config import FP32, OpConfig
 
@@ -50,8 +50,8 @@ def write_fp16(proto: onnx.ModelProto, names: Collection[str]) -> None:
         return
     index = GraphIndex(proto)
     ours = {name for name in names if name in index.nodes}
-    made_in_half = {tensor for name in ours for tensor in index.nodes[name].output}
-    halves: dict[str, str] = {}
+    unused = UnusedNames(proto)
+    halves = {tensor: unused(f"{tensor}_fp16") for n in proto.graph.node if n.name in ours for tensor in n.output}
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
         if node.name not in ours:
@@ -61,17 +61,19 @@ def write_fp16(proto: onnx.ModelProto, names: Collection[str]) -> None:
             tensor = node.input[position] if position < len(node.input) else ""
             if not tensor:
                 continue
-            if tensor not in halves and tensor not in made_in_half:
-                nodes.extend(_narrowed(proto, index, tensor))
-                halves[tensor] = f"{tensor}_fp16"
-            node.input[position] = f"{tensor}_fp16"
+            if tensor not in halves:
+                halves[tensor] = unused(f"{tensor}_fp16")
+                if tensor in index.initializers:
+                    add_constant(proto, halves[tensor], values_of(index.initializers[tensor]).astype(np.float16))
+                else:
+                    nodes.append(_cast(tensor, halves[tensor], unused(f"{tensor}_to_fp16"), TensorProto.FLOAT16))
+            node.input[position] = halves[tensor]
         nodes.append(node)
         for position, tensor in enumerate(node.output):
             readers = index.consumers.get(tensor, ())
-            node.output[position] = f"{tensor}_fp16"
+            node.output[position] = halves[tensor]
             if tensor in index.outputs or any(reader.name not in ours for reader in readers):
-                cast = helper.make_node("Cast", [f"{tensor}_fp16"], [tensor], f"{tensor}_to_fp32", to=TensorProto.FLOAT)
-                nodes.append(cast)
+                nodes.append(_cast(halves[tensor], tensor, unused(f"{tensor}_to_fp32"), TensorProto.FLOAT))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     drop_unused_constants(proto)
@@ -93,11 +95,5 @@ def _positions(node: onnx.NodeProto) -> tuple[int, ...]:
     return tuple(range(len(node.input))) if node.op_type == "Concat" else _CONVERTED_INPUTS.get(node.op_type, (0,))
 
 
-def _narrowed(proto: onnx.ModelProto, index: GraphIndex, tensor: str) -> list[onnx.NodeProto]:
-    """What makes ``{tensor}_fp16``: nothing for a constant, which is added, else a cast."""
-    constant = index.initializers.get(tensor)
-    if constant is None:
-        return [helper.make_node("Cast", [tensor], [f"{tensor}_fp16"], f"{tensor}_to_fp16", to=TensorProto.FLOAT16)]
-    values = values_of(constant).astype(np.float16)
-    proto.graph.initializer.append(numpy_helper.from_array(values, f"{tensor}_fp16"))
-    return []
+def _cast(source: str, target: str, name: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], name, to=to)

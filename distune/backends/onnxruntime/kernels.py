@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute, replace_nodes, tensors_read
+from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames, attribute, replace_nodes, tensors_read
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.simplify import zero_pads
 from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
@@ -62,7 +62,7 @@ def use_fast_kernels(proto: onnx.ModelProto, fp32: onnx.ModelProto, amx: bool) -
 
 def _pad_integers(proto: onnx.ModelProto) -> bool:
     """Q(Pad(DQ(x))) becomes Pad(x), which pads with the zero point. Whether there was any."""
-    index = GraphIndex(proto)
+    index, unused = GraphIndex(proto), UnusedNames(proto)
     unread: set[str] = set()
     for pad in proto.graph.node:
         source = index.producer.get(pad.input[0]) if pad.op_type == "Pad" else None
@@ -75,7 +75,7 @@ def _pad_integers(proto: onnx.ModelProto) -> bool:
         del pad.input[:]
         pad.input.extend(inputs)
         pad.output[0] = target.output[0]
-        target.output[0] = f"{target.output[0]}_unread"
+        target.output[0] = unused(f"{target.output[0]}_unread")
         unread.update((*target.output, *source.output))
     _remove_unread(proto, unread)
     return bool(unread)
@@ -87,7 +87,7 @@ def _join_short_cuts(proto: onnx.ModelProto, fp32: onnx.ModelProto) -> None:
     The weight is of shape channels out x channels in x 1 x 1, int8: a 1 where an input channel goes, at scale 1. So
     the kernel's factor from sums to outputs is 1, and every integer comes out as it was.
     """
-    index = GraphIndex(proto)
+    index, unused = GraphIndex(proto), UnusedNames(proto)
     dims = {value.name: value.type.tensor_type.shape.dim for value in fp32.graph.value_info}
     replaced: dict[str, list[onnx.NodeProto]] = {}
     for pad in proto.graph.node:
@@ -111,11 +111,11 @@ def _join_short_cuts(proto: onnx.ModelProto, fp32: onnx.ModelProto) -> None:
         ones = np.zeros((added[1] + channels + added[5], channels, 1, 1), np.int8)
         ones[added[1] : added[1] + channels, :, 0, 0] = np.eye(channels, dtype=np.int8)
         constants = (ones, np.ones(len(ones), np.float32), np.zeros(len(ones), np.int8))
-        inputs = [add_constant(proto, f"{pad.name}_ones", constant) for constant in constants]
-        weight = f"{pad.name}_weight"
+        inputs = [add_constant(proto, unused(f"{pad.name}_ones"), constant) for constant in constants]
+        weight, dequantize, conv = map(unused, (f"{pad.name}_{new}" for new in ("weight", "DequantizeLinear", "Conv")))
         replaced[cut.name] = [
-            helper.make_node("DequantizeLinear", inputs, [weight], f"{weight}_DequantizeLinear", axis=0),
-            helper.make_node("Conv", [source.output[0], weight], [cut.output[0]], f"{pad.name}_Conv", strides=steps),
+            helper.make_node("DequantizeLinear", inputs, [weight], dequantize, axis=0),
+            helper.make_node("Conv", [source.output[0], weight], [cut.output[0]], conv, strides=steps),
         ]
         quantize.output[0] = pad.output[0]
         replaced[pad.name] = []
@@ -139,7 +139,7 @@ def _pixel_steps(index: GraphIndex, node: onnx.NodeProto) -> list[int] | None:
 
 def _fill_channels(proto: onnx.ModelProto) -> bool:
     """Pad a convolution's image with channels of its zero point, its weight with zeros. Whether there was any."""
-    index = GraphIndex(proto)
+    index, unused = GraphIndex(proto), UnusedNames(proto)
     replaced: dict[str, list[onnx.NodeProto]] = {}
     unread: set[str] = set()
     for conv, source, weight, values in _symmetric_convolutions(index, proto):
@@ -148,13 +148,16 @@ def _fill_channels(proto: onnx.ModelProto) -> bool:
         if not missing or channels > _FEW_CHANNELS or values.ndim != 4:
             continue
         filled = np.concatenate([values, np.zeros((len(values), missing, *values.shape[2:]), values.dtype)], axis=1)
-        weight.input[0] = add_constant(proto, f"{weight.input[0]}_filled", filled)
-        pads = add_constant(proto, f"{conv.name}_channels", np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
-        name = f"{conv.input[0]}_{conv.name}_filled"
-        pad = helper.make_node("Pad", [source.input[0], pads, source.input[2]], [f"{name}_quantized"], f"{name}_Pad")
+        weight.input[0] = add_constant(proto, unused(f"{weight.input[0]}_filled"), filled)
+        pads = add_constant(proto, unused(f"{conv.name}_channels"), np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
+        name = unused(f"{conv.input[0]}_{conv.name}_filled")
+        padded, pad_name, dequantize_name = (
+            unused(f"{name}_{new}") for new in ("quantized", "Pad", "DequantizeLinear")
+        )
+        pad = helper.make_node("Pad", [source.input[0], pads, source.input[2]], [padded], pad_name)
         dequantize = onnx.NodeProto()
         dequantize.CopyFrom(source)
-        dequantize.name, dequantize.input[0], dequantize.output[0] = f"{name}_DequantizeLinear", pad.output[0], name
+        dequantize.name, dequantize.input[0], dequantize.output[0] = dequantize_name, padded, name
         replaced[conv.name] = [pad, dequantize, conv]
         unread.update(source.output)
         conv.input[0] = name
@@ -166,7 +169,7 @@ def _fill_channels(proto: onnx.ModelProto) -> bool:
 
 def _multiply_tiles(proto: onnx.ModelProto) -> bool:
     """Move integers and zero point of large weights by one, where no integer leaves int8. Whether there was any."""
-    index = GraphIndex(proto)
+    index, unused = GraphIndex(proto), UnusedNames(proto)
     changed = False
     for _, _, weight, values in _symmetric_convolutions(index, proto):
         if values.size < _LARGE_WEIGHT:
@@ -175,8 +178,8 @@ def _multiply_tiles(proto: onnx.ModelProto) -> bool:
         if step == 1 and values.max() == np.iinfo(np.int8).max:
             continue
         zero_point = values_of(index.initializers[weight.input[2]])
-        weight.input[0] = add_constant(proto, f"{weight.input[0]}_moved", values + np.int8(step))
-        weight.input[2] = add_constant(proto, f"{weight.input[2]}_moved", np.full_like(zero_point, step))
+        weight.input[0] = add_constant(proto, unused(f"{weight.input[0]}_moved"), values + np.int8(step))
+        weight.input[2] = add_constant(proto, unused(f"{weight.input[2]}_moved"), np.full_like(zero_point, step))
         changed = True
     return changed
 

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
 
 from distune.backends.onnxruntime.capability import activation_inputs, activation_outputs, weight_input
 from distune.backends.onnxruntime.ends import floating_ends
-from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex, attribute
+from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex, UnusedNames, attribute
 from distune.backends.onnxruntime.options import OP_KINDS, SAME_RANGE
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.quantizer import CachingQdqQuantizer, WeightCache
 from distune.backends.onnxruntime.recipes.propagation import concat_ranges, quantizer_options
+from distune.backends.onnxruntime.weights import add_constant
 from distune.errors import TrialError
 from distune.space.op_config import OpConfig, TensorConfig, TuningConfig
 
@@ -222,7 +222,8 @@ def _channel_axis(index: GraphIndex, node: onnx.NodeProto, weight: str) -> int |
 
 def _separate_shared_constants(proto: onnx.ModelProto, index: GraphIndex, quantized: set[str]) -> None:
     """Give ops that stay in fp32 their own copy of constants that a quantized op reads too."""
-    copies: set[str] = set()
+    unused = UnusedNames(proto)
+    copies: dict[str, str] = {}
     for node in proto.graph.node:
         if node.name in quantized:
             continue
@@ -231,12 +232,11 @@ def _separate_shared_constants(proto: onnx.ModelProto, index: GraphIndex, quanti
             if tensor is None or tensor.data_type not in FLOAT_TYPES:
                 continue
             if any(consumer.name in quantized for consumer in index.consumers[name]):
-                copy = f"{name}_fp32"
-                node.input[position] = copy
-                if copy not in copies:
-                    copies.add(copy)
+                if name not in copies:
+                    copies[name] = unused(f"{name}_fp32")
                     proto.graph.initializer.add().CopyFrom(tensor)
-                    proto.graph.initializer[-1].name = copy
+                    proto.graph.initializer[-1].name = copies[name]
+                node.input[position] = copies[name]
 
 
 def _keep_fallback_in_fp32(proto: onnx.ModelProto, quantized: set[str]) -> None:
@@ -247,7 +247,7 @@ def _keep_fallback_in_fp32(proto: onnx.ModelProto, quantized: set[str]) -> None:
     also makes an AveragePool an integer one, which has no dilations, and refuses a graph where it finds them. An
     element-wise ``Max(x, lowest float)`` before that QuantizeLinear changes no value and is not optimised away.
     """
-    index = GraphIndex(proto)
+    index, unused = GraphIndex(proto), UnusedNames(proto)
     guarded: dict[str, str] = {}
     for node in list(proto.graph.node):
         requantized = node.op_type in _REQUANTIZED and node.input[1] in index.initializers
@@ -262,19 +262,17 @@ def _keep_fallback_in_fp32(proto: onnx.ModelProto, quantized: set[str]) -> None:
             tensor = consumer.output[0]
         readers = [c for c in index.consumers.get(tensor, ()) if c.op_type == "QuantizeLinear"]
         if readers:
-            guarded[tensor] = f"{tensor}_fp32"
+            guarded[tensor] = unused(f"{tensor}_fp32")
         for reader in readers:
             reader.input[0] = guarded[tensor]
     if not guarded:
         return
-    lowest = numpy_helper.from_array(np.array(_LOWEST, np.float32), "distune_lowest_float")
-    proto.graph.initializer.append(lowest)
+    lowest = add_constant(proto, unused("distune_lowest_float"), np.array(_LOWEST, np.float32))
     nodes = list(proto.graph.node)
     del proto.graph.node[:]
     for node in nodes:
         proto.graph.node.append(node)
         for tensor in node.output:
             if tensor in guarded:
-                proto.graph.node.append(
-                    onnx.helper.make_node("Max", [tensor, lowest.name], [guarded[tensor]], f"{tensor}_keep_fp32")
-                )
+                guard = onnx.helper.make_node("Max", [tensor, lowest], [guarded[tensor]], unused(f"{tensor}_keep_fp32"))
+                proto.graph.node.append(guard)

@@ -32,6 +32,7 @@ from onnxruntime.quantization.qdq_quantizer import (
     QuantizationParams,
 )
 from onnxruntime.quantization.quant_utils import (
+    TENSOR_NAME_QUANT_SUFFIX,
     QuantizedValue,
     QuantizedValueType,
     add_dequant_output_suffix,
@@ -39,6 +40,7 @@ from onnxruntime.quantization.quant_utils import (
     quantize_onnx_initializer,
 )
 
+from distune.backends.onnxruntime.graph import names_in
 from distune.backends.onnxruntime.indexed_model import IndexedModel
 from distune.backends.onnxruntime.shared import LightModel, complete_tensor, is_light
 
@@ -131,6 +133,7 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
             op_types_to_quantize=op_types,
             extra_options={"TensorQuantOverrides": overrides, **(extra_options or {})},
         )
+        self._names = frozenset(names_in(model.graph))
         self._keep_activation_before = keep_activation_before
         self._cache = cache
         self._float_outputs = float_outputs
@@ -273,14 +276,22 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
             return found
         said, before = len(self.warnings), len(self.model.model.graph.initializer)
         found = tuple(super().quantize_bias_static_impl(bias_name, input_scale, weight_scale, beta))
+        added = tuple(map(_copied_tensor, self.model.model.graph.initializer[before:]))
+        if any(tensor.name in self._names for tensor in added):
+            found = (*map(self._unused, found[:3]), *found[3:])
+            del self.model.model.graph.initializer[before:]
+            for tensor in added:
+                tensor.name = self._unused(tensor.name)
+            self.model.initializer_extend(added)
         if len(self.warnings) == said:  # what there is to be said of it has to be said each time
-            added = self.model.model.graph.initializer[before:]
-            self._cache.biases[key] = tuple(map(_copied_tensor, added)), found
+            self._cache.biases[key] = added, found
         return found
 
     def _make_scale_zp_initializers(
         self, param_name: str, quant_params: QuantizationParams, init_name_suffix: str = ""
     ) -> QDQScaleZpInitializers:
+        while {f"{param_name}_scale{init_name_suffix}", f"{param_name}_zero_point{init_name_suffix}"} & self._names:
+            init_name_suffix += "_"
         scale, zero_point, kind = quant_params["scale"], quant_params["zero_point"], quant_params["quant_type"]
         key = (param_name, init_name_suffix, _exactly(scale), _exactly(zero_point), kind, quant_params.get("axis"))
         if key not in self._cache.scales:
@@ -315,10 +326,17 @@ class CachingQdqQuantizer(QDQQuantizer):  # type: ignore[misc]
         zero_point, scale = parameters["zero_point"], parameters["scale"]
         key = (weight.name, _exactly(zero_point), _exactly(scale), axis)
         if key not in self._cache.tensors:
+            name = self._unused(f"{weight.name}{TENSOR_NAME_QUANT_SUFFIX}")
             self._cache.tensors[key] = quantize_onnx_initializer(
-                complete_tensor(weight), parameters["quant_type"], zero_point, scale, axis
+                complete_tensor(weight), parameters["quant_type"], zero_point, scale, axis, name
             )
         return self._cache.tensors[key]
+
+    def _unused(self, name: str) -> str:
+        """``name``, or a longer one where the fp32 graph has it; the same for each variant."""
+        while name in self._names:
+            name += "_"
+        return name
 
     def _cache_key(self, name: str, info: QDQTensorQuantInfo) -> tuple[str, str]:
         override = self.tensor_quant_overrides.get(name, [{}])[0]

@@ -168,7 +168,7 @@ def _join_slices(model: onnx.ModelProto) -> set[str]:
     Returns:
         Names of the first ones, whose output nobody reads any longer.
     """
-    index = GraphIndex(model)
+    index, unused = GraphIndex(model), UnusedNames(model)
     removed: set[str] = set()
     for second in model.graph.node:
         first = index.producer.get(second.input[0]) if second.op_type == "Slice" else None
@@ -183,7 +183,7 @@ def _join_slices(model: onnx.ModelProto) -> set[str]:
         for part, values in zip(
             ("starts", "ends", "axes", "steps"), [*columns[:2], list(joined), columns[2]], strict=True
         ):
-            inputs.append(add_constant(model, f"{second.name}_{part}", np.array(values, np.int64)))
+            inputs.append(add_constant(model, unused(f"{second.name}_{part}"), np.array(values, np.int64)))
             index.initializers[inputs[-1]] = model.graph.initializer[-1]  # a third one may follow
         del second.input[:]
         second.input.extend(inputs)
@@ -209,7 +209,7 @@ def _slice_ranges(index: GraphIndex, node: onnx.NodeProto) -> dict[int, tuple[in
 
 def _pools(model: onnx.ModelProto, user_types: dict[str, str]) -> dict[str, Sequence[onnx.NodeProto]]:
     """What takes the place of means over both axes of an image, by name of the node."""
-    index = GraphIndex(model)
+    index, unused = GraphIndex(model), UnusedNames(model)
     ranks = _ranks(model)
     replaced: dict[str, Sequence[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -221,22 +221,14 @@ def _pools(model: onnx.ModelProto, user_types: dict[str, str]) -> dict[str, Sequ
         if sorted(axis % 4 for axis in axes) != [2, 3]:
             continue
         keeps = bool(attribute(node, "keepdims", 1))
-        pooled = node.output[0] if keeps else _unused(f"{node.output[0]}_pooled", index)
+        pooled = node.output[0] if keeps else unused(f"{node.output[0]}_pooled")
         nodes = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name)]
         if not keeps:
-            nodes.append(
-                helper.make_node("Flatten", [pooled], [node.output[0]], _unused(f"{node.name}_Flatten", index), axis=1)
-            )
+            flatten = unused(f"{node.name}_Flatten")
+            nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], flatten, axis=1))
         user_types.update({each.name: each.op_type for each in nodes})
         replaced[node.name] = nodes
     return replaced
-
-
-def _unused(name: str, index: GraphIndex) -> str:
-    """``name``, or a longer one that no tensor and no node has."""
-    while any(name in taken for taken in (index.producer, index.inputs, index.initializers, index.nodes)):
-        name += "_"
-    return name
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:

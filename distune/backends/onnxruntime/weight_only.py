@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from distune.backends.base import Feed
 from distune.backends.onnxruntime.calibration import with_outputs
 from distune.backends.onnxruntime.folding import fold_into_normalization
-from distune.backends.onnxruntime.graph import GraphIndex, attribute, has_factors
+from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames, attribute, has_factors
 from distune.backends.onnxruntime.matmul_nbits import ACCURACY_LEVELS, DOMAIN, native_bits, node, runs, stored
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.session import create_session
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.storage import weight_bytes
-from distune.backends.onnxruntime.weights import drop_unused_constants
+from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
 from distune.backends.statistics import CalibrationStatistics
 from distune.backends.weight_only.grouped import BITS, GroupedWeight
 from distune.backends.weight_only.quantize import SETTINGS_RECIPES
@@ -139,8 +139,8 @@ class WeightOnlyWriter(WeightOnlyQuantizer):
         level = int(recipes.get(ACCURACY_LEVEL) or 0)
         storage = recipes.get(STORAGE, "native")
         stood_in: dict[str, list[str]] = {}
-        constants: dict[str, onnx.TensorProto] = {}
-        scaled = {f"{name}_scale" for name, weight in weights.items() if weight.input_scale is not None}
+        scaled: list[str] = []
+        unused = UnusedNames(proto)
         nodes: list[onnx.NodeProto] = []
         for graph_node in proto.graph.node:
             weight = weights.get(graph_node.name)
@@ -148,14 +148,14 @@ class WeightOnlyWriter(WeightOnlyQuantizer):
                 nodes.append(graph_node)
                 continue
             if weight.format.bits in native_bits():
-                made = _as_nbits(graph_node, weight, level, constants)
+                made = _as_nbits(proto, graph_node, weight, level, unused)
             elif storage == "wider":
-                made = _as_nbits(graph_node, weight, level, constants)
+                made = _as_nbits(proto, graph_node, weight, level, unused)
                 stood_in.setdefault(f"{weight.format.bits}-bit weights stored in wider integers", []).append(
                     graph_node.name
                 )
             elif storage == "dequantized":
-                made = _as_fp32(graph_node, weight, constants)
+                made = _as_fp32(proto, graph_node, weight, unused)
                 stood_in.setdefault(
                     f"{weight.format.bits}-bit weights stored dequantized, as fp32: no bytes are saved", []
                 ).append(graph_node.name)
@@ -165,10 +165,10 @@ class WeightOnlyWriter(WeightOnlyQuantizer):
                     f"{', '.join(map(str, native_bits()))}; recipe {STORAGE} (wider or dequantized) stores others"
                 )
             nodes.extend(made)
+            scaled += [new.name for new in made if new.op_type == "Mul"]
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
-        proto.graph.initializer.extend(constants.values())
-        fold_into_normalization(proto, [made.name for made in nodes if made.name in scaled])
+        fold_into_normalization(proto, scaled)
         drop_unused_constants(proto)
         if all(entry.domain != DOMAIN for entry in proto.opset_import):
             proto.opset_import.append(helper.make_opsetid(DOMAIN, _OPSET_OF_DOMAIN))
@@ -224,36 +224,36 @@ def _check(recipes: Mapping[str, Any]) -> None:
 
 
 def _as_nbits(
-    graph_node: onnx.NodeProto, weight: GroupedWeight, level: int, constants: dict[str, onnx.TensorProto]
+    proto: onnx.ModelProto, graph_node: onnx.NodeProto, weight: GroupedWeight, level: int, unused: UnusedNames
 ) -> list[onnx.NodeProto]:
     name, output = graph_node.name, graph_node.output[0]
     made: list[onnx.NodeProto] = []
     source = graph_node.input[0]
     if weight.input_scale is not None:
-        inverse = numpy_helper.from_array((1.0 / weight.input_scale).astype(np.float32), f"{name}_input_scale")
-        constants[inverse.name] = inverse
-        made.append(helper.make_node("Mul", [source, inverse.name], [f"{name}_scaled_input"], f"{name}_scale"))
-        source = f"{name}_scaled_input"
+        inverse = (1.0 / weight.input_scale).astype(np.float32)
+        factors = [source, add_constant(proto, unused(f"{name}_input_scale"), inverse)]
+        source = unused(f"{name}_scaled_input")
+        made.append(helper.make_node("Mul", factors, [source], unused(f"{name}_scale")))
     bias = graph_node.input[2] if graph_node.op_type == "Gemm" and len(graph_node.input) > 2 else ""
-    product_name = f"{name}_product" if bias else output
+    product_name = unused(f"{name}_product") if bias else output
     matmul, tensors = node(stored(weight), name, source, product_name, f"{name}_weight", level)
-    constants.update({tensor.name: tensor for tensor in tensors})
+    for position, tensor in enumerate(tensors, 1):
+        tensor.name = matmul.input[position] = unused(tensor.name)
+    proto.graph.initializer.extend(tensors)
     made.append(matmul)
     if bias:
-        made.append(helper.make_node("Add", [product_name, bias], [output], f"{name}_bias"))
+        made.append(helper.make_node("Add", [product_name, bias], [output], unused(f"{name}_bias")))
     return made
 
 
 def _as_fp32(
-    graph_node: onnx.NodeProto, weight: GroupedWeight, constants: dict[str, onnx.TensorProto]
+    proto: onnx.ModelProto, graph_node: onnx.NodeProto, weight: GroupedWeight, unused: UnusedNames
 ) -> list[onnx.NodeProto]:
     values = weight.effective()
-    name = f"{graph_node.name}_dequantized"
-    kept = np.ascontiguousarray(values.T if _is_transposed(graph_node) else values)
-    constants[name] = numpy_helper.from_array(kept, name)
+    kept = values.T if _is_transposed(graph_node) else values
     changed = onnx.NodeProto()
     changed.CopyFrom(graph_node)
-    changed.input[1] = name
+    changed.input[1] = add_constant(proto, unused(f"{graph_node.name}_dequantized"), kept)
     return [changed]
 
 

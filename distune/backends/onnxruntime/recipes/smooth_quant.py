@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames, attribute
 from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.recipes.layers import OnnxLayer, constant, layer_of, layers, set_constant
 from distune.backends.onnxruntime.weights import add_constant
@@ -44,6 +44,7 @@ def smooth(model: PreparedModel, found: Factors, folding: bool = True) -> onnx.M
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     nodes = {node.name: node for node in proto.graph.node}
+    unused = UnusedNames(proto)
     changed: dict[str, NDArray[np.float32]] = {}
 
     def value(name: str) -> NDArray[np.float32]:
@@ -60,7 +61,7 @@ def smooth(model: PreparedModel, found: Factors, folding: bool = True) -> onnx.M
         for name, divide in constants:
             changed[name] = divide(value(name), s)
         if not constants:
-            inserted[spot.tensor] = _insert_mul(proto, model, spot, s, nodes)
+            inserted[spot.tensor] = _insert_mul(proto, model, spot, s, nodes, unused)
     for name, values in changed.items():
         set_constant(proto, name, values)
     _place(proto, inserted)
@@ -126,10 +127,11 @@ def _insert_mul(
     spot: Smoothable,
     s: NDArray[np.float32],
     nodes: Mapping[str, onnx.NodeProto],
+    unused: UnusedNames,
 ) -> onnx.NodeProto:
-    smoothed = f"{spot.tensor}_smoothed"
+    smoothed = unused(f"{spot.tensor}_smoothed")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(model.index.element_type[spot.tensor])
-    inverse = add_constant(proto, f"{spot.tensor}_smooth_scale", (1 / s).astype(dtype))
+    inverse = add_constant(proto, unused(f"{spot.tensor}_smooth_scale"), (1 / s).astype(dtype))
     for layer in spot.members:
         node = nodes[layer.name]
         node.input[list(node.input).index(spot.tensor)] = smoothed
@@ -139,7 +141,7 @@ def _insert_mul(
         info.CopyFrom(known[spot.tensor])
     info.name = smoothed
     info.type.tensor_type.elem_type = model.index.element_type[spot.tensor]
-    return onnx.helper.make_node("Mul", [spot.tensor, inverse], [smoothed], f"{smoothed}/Mul")
+    return onnx.helper.make_node("Mul", [spot.tensor, inverse], [smoothed], unused(f"{smoothed}/Mul"))
 
 
 def _place(proto: onnx.ModelProto, inserted: Mapping[str, onnx.NodeProto]) -> None:
