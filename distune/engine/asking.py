@@ -39,7 +39,7 @@ class Asking:
 
     def request(self, config: TuningConfig, stage: Stage) -> Judge:
         """What is asked about a candidate of ``stage``."""
-        wanted = self._looked_at(stage)
+        wanted = self._level(stage)
         targets = tuple((name, item.value, item.higher_is_better) for name, item in self._book.targets.items())
         floor = stage.floor if wanted == "verdict" else None
         body = Judge(config, wanted, self._book.target, self._job.criterion.higher_is_better, floor, targets)
@@ -54,7 +54,7 @@ class Asking:
         """Whether ``stage`` needs to know no more of a trial of before."""
         if trial.complete or trial.accuracy is not None:
             return True
-        match self._looked_at(stage):
+        match self._level(stage):
             case "verdict":
                 return trial.verdict == "not_met" and (stage.floor is None or not self.may_reach(trial, stage.floor))
             case "ranking":
@@ -67,7 +67,7 @@ class Asking:
         limit = trial.accuracy_high if higher else trial.accuracy_low
         return limit is None or meets(limit, accuracy, higher)
 
-    def _looked_at(self, stage: Stage) -> Literal["verdict", "ranking", "exact"]:
+    def _level(self, stage: Stage) -> Literal["verdict", "ranking", "exact"]:
         """How closely the candidates of a stage are looked at."""
         if self._order is None:
             return "exact"

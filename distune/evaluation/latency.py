@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 from distune.evaluation.blocks import Block, Clock, Counter, Pair, Run, time_pair, times_preempted
 
@@ -46,17 +45,6 @@ _OF_A_LOSS = 0.1
 
 _FIRST_LOOK = 16
 """Pairs before the interval is looked at first; an order-statistics interval of fewer pairs is their whole range."""
-
-
-class Interval(Protocol):
-    """Anything with a latency ratio and its confidence interval."""
-
-    @property
-    def ratio(self) -> float: ...
-    @property
-    def ci_low(self) -> float: ...
-    @property
-    def ci_high(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -196,19 +184,6 @@ def likeness(values: Sequence[float]) -> float:
     return max(1.0, _ALLOWANCE * size * statistics.variance(means))
 
 
-def overlaps(a: Interval, b: Interval) -> bool:
-    """Whether the intervals of ``a`` and ``b`` share a point: then neither is known to be faster."""
-    return a.ci_low <= b.ci_high and b.ci_low <= a.ci_high
-
-
-def tie_set(measured: Sequence[Interval]) -> tuple[int, ...]:
-    """Indices of those whose interval overlaps the fastest one's (lowest ratio, the earlier of equals), ascending."""
-    if not measured:
-        return ()
-    fastest = min(measured, key=lambda latency: latency.ratio)
-    return tuple(index for index, latency in enumerate(measured) if overlaps(latency, fastest))
-
-
 def _believed(pairs: Sequence[Pair]) -> Sequence[Pair]:
     """The pairs that count: all where hardly any could be timed without preemption, as with runs of seconds."""
     clean = [pair for pair in pairs if not pair.spoilt]
@@ -239,12 +214,8 @@ def _collector_off() -> Iterator[None]:
 
 
 __all__ = [
-    "Interval",
     "PairedLatency",
     "likeness",
     "measure",
     "median_interval",
-    "overlaps",
-    "tie_set",
-    "times_preempted",
 ]

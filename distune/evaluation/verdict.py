@@ -26,7 +26,7 @@ class Demand:
     Attributes:
         targets: What must be met, all of it: by the metric of that name, or by the accuracy itself under ``""``.
         floor: Accuracies that are not worse than this must be known exactly although they fail; ``None``: none must.
-        higher_is_better: Direction of ``floor``.
+        higher_is_better: Direction of the accuracy, and so of ``floor``.
         accuracy: ``exact``: the value, whatever it is. ``verdict``: whether the targets are met. ``ranking``: how the
             model does on the decisive samples, and the verdict only where it promises to meet there.
     """

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distune.evaluation.latency import PairedLatency, likeness, measure, median_interval, overlaps, tie_set
+from distune.evaluation.latency import PairedLatency, likeness, measure, median_interval
 
 BASELINE_NS = 700_000.0
 RATIO = 0.45
@@ -234,20 +234,6 @@ class _Measured:
     ratio: float
     ci_low: float
     ci_high: float
-
-
-def test_the_tie_set_is_what_overlaps_the_fastest() -> None:
-    fastest, close, chained, slow = (
-        _Measured(0.50, 0.48, 0.52),
-        _Measured(0.53, 0.52, 0.56),
-        _Measured(0.57, 0.55, 0.60),
-        _Measured(0.90, 0.80, 0.95),
-    )
-    assert overlaps(fastest, close)
-    assert overlaps(close, chained)
-    assert not overlaps(fastest, chained)
-    assert tie_set([slow, close, fastest, chained]) == (1, 2)
-    assert tie_set([]) == ()
 
 
 # ---------------------------------------------------------------------------------------------------------- for real
