@@ -162,7 +162,7 @@ def make_batch(index: int, item: Any) -> Batch:
     """A batch of what a live dataloader gave; a label without dimensions belongs to a batch of one.
 
     Raises:
-        DataError: Inputs and labels do not have the same number of samples.
+        DataError: Inputs and labels do not have the same number of samples, or have none.
     """
     raw_inputs, raw_labels = split_pair(item)
     inputs = to_arrays(raw_inputs)
@@ -179,4 +179,6 @@ def make_batch(index: int, item: Any) -> Batch:
             f"batch {index} of the dataloader has inputs of shapes {shapes} and labels of shapes {label_shapes}: "
             "axis 0 must be the same everywhere"
         )
+    if size == 0:
+        raise DataError(f"batch {index} of the dataloader has no samples (inputs of shapes {shapes}); leave it out")
     return Batch(index, inputs, labels, size)

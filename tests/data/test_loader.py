@@ -143,6 +143,12 @@ def test_a_generator_is_refused_because_every_trial_reads_the_data() -> None:
         list(open_dataloader(["text"], 0))
 
 
+def test_a_batch_without_samples_is_named() -> None:
+    good, empty = (np.zeros((4, 2)), np.arange(4)), (np.zeros((0, 2)), np.zeros(0))
+    with pytest.raises(DataError, match=r"batch 1 of the dataloader has no samples.*\(0, 2\).*leave it out"):
+        list(open_dataloader([good, empty, good], 0))
+
+
 def test_torch_dataloader() -> None:
     torch = pytest.importorskip("torch")
     data = torch.utils.data.TensorDataset(torch.arange(10.0).reshape(5, 2), torch.arange(5))
