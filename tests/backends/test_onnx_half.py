@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.backends.onnxruntime.half import FP16
@@ -18,6 +19,7 @@ from tests.backends.onnx_models import (
     convolution_model,
     default_config,
     images,
+    model,
     sentences,
 )
 
@@ -74,3 +76,20 @@ def test_each_group_alone_in_fp16_among_static_ops(proto: onnx.ModelProto, feeds
         assert np.square(half - fp32).mean() / power < np.square(full - fp32).mean() / power + 1e-3, group
         exported = backend.export(config)
         assert backend.apply(exported.deploy, config).files == exported.files
+
+
+def test_only_outputs_of_its_own_type_turn_to_fp16() -> None:
+    """A MaxPool's indices are integers in any precision."""
+    weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32) / 4
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("MaxPool", ["c"], ["p", "at"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("MaxUnpool", ["p", "at"], ["y"], "unpool", kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    proto = model(nodes, {"x": ["batch", 3, 12, 12]}, ["p", "y"], {"w": weight})
+    backend = half_backend(proto, images())
+    ops = backend.facts().capability.ops
+    assert {op.name for op in ops} == {"conv", "pool"}
+    loaded = backend.load(TuningConfig(tuple((op.name, FP16) for op in ops)))
+    for expected, actual in zip(backend.load(None).predict(images()[0]), loaded.predict(images()[0]), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=2e-2, atol=2e-2)

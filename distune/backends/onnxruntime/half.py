@@ -37,6 +37,8 @@ _CONVERTED_INPUTS: Mapping[str, tuple[int, ...]] = {
 """Positions of the inputs of an op's own type; of Concat all, of others the first."""
 
 _OTHER_OUTPUT_TYPE = frozenset({"ArgMax"})
+_INTEGER_OUTPUTS: Mapping[str, int] = {"MaxPool": 1}
+"""Positions of the outputs that are integers in any precision."""
 
 
 def offer_fp16(model: PreparedModel, capability: Capability) -> Capability:
@@ -51,7 +53,8 @@ def write_fp16(proto: onnx.ModelProto, names: Collection[str]) -> None:
     index = GraphIndex(proto)
     ours = {name for name in names if name in index.nodes}
     unused = UnusedNames(proto)
-    halves = {tensor: unused(f"{tensor}_fp16") for n in proto.graph.node if n.name in ours for tensor in n.output}
+    made = [tensor for node in proto.graph.node if node.name in ours for _, tensor in _own_outputs(node)]
+    halves = {tensor: unused(f"{tensor}_fp16") for tensor in made}
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
         if node.name not in ours:
@@ -69,7 +72,7 @@ def write_fp16(proto: onnx.ModelProto, names: Collection[str]) -> None:
                     nodes.append(_cast(tensor, halves[tensor], unused(f"{tensor}_to_fp16"), TensorProto.FLOAT16))
             node.input[position] = halves[tensor]
         nodes.append(node)
-        for position, tensor in enumerate(node.output):
+        for position, tensor in _own_outputs(node):
             readers = index.consumers.get(tensor, ())
             node.output[position] = halves[tensor]
             if tensor in index.outputs or any(reader.name not in ours for reader in readers):
@@ -93,6 +96,12 @@ def _offered(model: PreparedModel, op: OpInfo) -> OpInfo:
 
 def _positions(node: onnx.NodeProto) -> tuple[int, ...]:
     return tuple(range(len(node.input))) if node.op_type == "Concat" else _CONVERTED_INPUTS.get(node.op_type, (0,))
+
+
+def _own_outputs(node: onnx.NodeProto) -> list[tuple[int, str]]:
+    """Positions and names of the outputs of an op's own type that are there."""
+    integers = _INTEGER_OUTPUTS.get(node.op_type)
+    return [(position, name) for position, name in enumerate(node.output) if name and position != integers]
 
 
 def _cast(source: str, target: str, name: str, to: int) -> onnx.NodeProto:
