@@ -9,7 +9,7 @@ import onnx
 
 from distune.backends.onnxruntime.blocks import find_blocks
 from distune.backends.onnxruntime.dynamic import runs_dynamically
-from distune.backends.onnxruntime.graph import GraphIndex, attribute
+from distune.backends.onnxruntime.graph import WEIGHTED, GraphIndex, attribute
 from distune.backends.onnxruntime.options import (
     ACTIVATION_OPTIONS,
     DYNAMIC_OPTIONS,
@@ -19,7 +19,7 @@ from distune.backends.onnxruntime.options import (
     OP_KINDS,
     WEIGHTED_OPTIONS,
 )
-from distune.backends.onnxruntime.preprocess import WEIGHTED, PreparedModel
+from distune.backends.onnxruntime.preprocess import PreparedModel
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.recipes.precision import first_and_last
 from distune.backends.statistics import MASK_MAGNITUDE

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
-from distune.backends.onnxruntime.graph import tensors_read
+from distune.backends.onnxruntime.graph import WEIGHTED, tensors_read
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,6 @@ class Cut:
 
 _NOTICEABLE = 0.25
 """Of a run of the whole model: what a cut must save, over all models together, to be worth its tensors."""
-
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def find_cuts(model: onnx.ModelProto) -> list[Cut]:

@@ -13,6 +13,9 @@ _T = TypeVar("_T")
 FLOAT_TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
 """Element types that can be quantized."""
 
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Op types whose second input is a weight where it is constant."""
+
 GEMM_FACTORS = {"alpha": 1, "beta": 2}
 """Attributes of Gemm that multiply, and the position of the input that they can be multiplied into beforehand."""
 

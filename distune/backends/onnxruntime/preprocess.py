@@ -13,16 +13,13 @@ import onnx
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
 
 from distune.backends.onnxruntime.folding import fold_gemm_factors
-from distune.backends.onnxruntime.graph import FLOAT_TYPES, GraphIndex
+from distune.backends.onnxruntime.graph import FLOAT_TYPES, WEIGHTED, GraphIndex
 from distune.backends.onnxruntime.recipes.preparation import Preparation, gemm_to_matmul
 from distune.backends.onnxruntime.session import optimized_model
 from distune.backends.onnxruntime.shared import LightModel
 from distune.backends.onnxruntime.simplify import has_row_bias, simplify, vector_biases
 from distune.backends.onnxruntime.storage import infer_shapes
 from distune.errors import ModelError
-
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Op types whose second input is a weight where it is constant."""
 
 _DEFAULT = Preparation()
 

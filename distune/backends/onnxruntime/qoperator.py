@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper, numpy_helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, attribute, tensors_read
-from distune.backends.onnxruntime.preprocess import WEIGHTED
+from distune.backends.onnxruntime.graph import WEIGHTED, GraphIndex, attribute, tensors_read
 from distune.backends.onnxruntime.weights import drop_unused_constants
 
 MICROSOFT = "com.microsoft"
