@@ -50,6 +50,23 @@ def test_inputs_of_concat_take_the_scale_of_its_output(made: UnderRecipes) -> No
     assert scale_before(shared, "c1") == scale_before(shared, "c2") == scale_before(shared, "k")
 
 
+def test_what_a_relu_behind_the_concat_cuts_off_stays_where_others_read_it() -> None:
+    rng = np.random.default_rng(3)
+    arrays = {name: rng.normal(size=(4, 3, 1, 1)).astype(np.float32) for name in ("w1", "w2")}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "first"),
+        helper.make_node("Conv", ["x", "w2"], ["b"], "second"),
+        helper.make_node("Concat", ["a", "b"], ["k"], "join", axis=1),
+        helper.make_node("Relu", ["k"], ["y"], "relu"),
+    ]
+    made = UnderRecipes(model(nodes, {"x": ["batch", 3, 12, 12]}, ["y", "a"], arrays), images())
+    feed, backend = images()[0], made.backend
+    expected = backend.load(None).predict(feed)
+    actual = backend.load(made.config(scale_propagation_concat=True)).predict(feed)
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.02 * np.abs(theirs).max())
+
+
 def test_max_pool_passes_the_scale_on_unless_it_is_told_not_to(made: UnderRecipes) -> None:
     plain, own = made.graph(), made.graph(scale_propagation_max_pooling=False)
     assert scale_before(plain, "p") == scale_before(plain, "c0")

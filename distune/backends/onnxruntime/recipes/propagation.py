@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
+from distune.backends.onnxruntime.calibration import measured_at
 from distune.backends.onnxruntime.graph import UnusedNames, attribute
 from distune.backends.onnxruntime.options import OP_KINDS
 from distune.backends.onnxruntime.preprocess import PreparedModel
@@ -29,7 +30,8 @@ def quantizer_options(recipes: Mapping[str, Any]) -> dict[str, Any]:
 def concat_ranges(model: PreparedModel, nodes: Sequence[onnx.NodeProto], quantized: Collection[str]) -> dict[str, str]:
     """Inputs of Concat that take the scale of its output: the output by input.
 
-    What only passes the scale of its own input on keeps that, and so does an input of the model.
+    What only passes the scale of its own input on keeps that, and so does an input of the model. So does what others
+    read, too, where the output's range is that of an activation behind it, which cuts some of it off.
 
     Args:
         nodes: The ops that are quantized statically, in graph order.
@@ -40,8 +42,11 @@ def concat_ranges(model: PreparedModel, nodes: Sequence[onnx.NodeProto], quantiz
         if node.op_type != "Concat" or node.output[0] not in quantized:
             continue
         output = shared.get(node.output[0], node.output[0])
+        is_cut_off = measured_at(model.index, output) != output
         for name in node.input:
             producer = model.index.producer.get(name)
+            if is_cut_off and model.index.only_consumer(name) is None:
+                continue
             if name in quantized and producer is not None and OP_KINDS.get(producer.op_type) != "pass_through":
                 shared.setdefault(name, output)
     return shared
