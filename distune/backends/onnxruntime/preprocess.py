@@ -1,4 +1,4 @@
-"""What is done to the fp32 graph once, before anything is quantized.
+"""What is done to the user's graph once, before anything is quantized.
 
 ONNX Runtime's basic optimisations fold BatchNorm and constants and remove what has no effect (the same that its
 ``quant_pre_process`` does), shape inference gives every tensor a type, and ``simplify`` does what else helps. The nodes
@@ -19,6 +19,7 @@ from distune.backends.onnxruntime.session import optimized_model
 from distune.backends.onnxruntime.shared import LightModel
 from distune.backends.onnxruntime.simplify import has_row_bias, simplify, vector_biases
 from distune.backends.onnxruntime.storage import infer_shapes
+from distune.backends.onnxruntime.widening import widened
 from distune.errors import ModelError
 
 _DEFAULT = Preparation()
@@ -52,11 +53,12 @@ class PreparedModel:
 
 
 def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedModel:
-    """Simplify ``model`` and infer shapes.
+    """Simplify ``model``, in fp32 where it is in fp16, and infer shapes.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
     """
+    model = widened(model)
     try:
         light = optimized_model(model, f"ORT_{how.level}", how.disabled_optimizers)
         if _has_made_residual_gemm(model, light.proto):
