@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from distune.backends.cpu import needs_reduce_range
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
@@ -234,6 +234,26 @@ def test_masks_attention_probabilities_and_ops_without_kernel_are_left_out_with_
     assert "mask" in excluded["scale_mask"]
     assert "attention" in excluded["softmax"]
     assert "no integer kernel for Sub" in excluded["invert"]
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        {"mode": "cubic"},
+        {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 30.0},
+    ],
+    ids=["cubic", "extrapolated"],
+)
+def test_a_resize_whose_values_leave_the_range_of_its_input_is_left_out(beyond: dict[str, Any]) -> None:
+    proto = after_convolution("Resize")
+    resize = next(node for node in proto.graph.node if node.op_type == "Resize")
+    resize.CopyFrom(helper.make_node("Resize", list(resize.input), list(resize.output), "op", **beyond))
+    roi = np.array([0, 0, -0.5, -0.5, 1, 1, 1.5, 1.5], np.float32)
+    proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(roi, "c0"))
+    backend = backend_of(proto, images())
+    assert ("op", "Resize", "its values leave the range of its input") in backend.facts().capability.excluded
+    expected, actual = (backend.load(c).predict(images()[0])[0] for c in (None, default_config(backend)))
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("mask", [-1e9, -1e4, float(np.finfo(np.float32).min)])

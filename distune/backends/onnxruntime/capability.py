@@ -165,6 +165,8 @@ def _reason_to_exclude(
         return ""
     if kind == "lookup" and weight_input(index, node) is not None:
         return ""
+    if node.op_type == "Resize" and (attribute(node, "mode", b"") == b"cubic" or _extrapolates(node)):
+        return "its values leave the range of its input"
     if not inputs:
         return "its inputs are constant"
     if node.op_type == "AveragePool" and any(item.name == "dilations" for item in node.attribute):
@@ -183,6 +185,11 @@ def _reason_to_exclude(
     if kind == "elementwise" and readers & _NORMALIZATIONS and _fused_with(index, node, found) is None:
         return f"{min(readers & _NORMALIZATIONS)} behind it runs in fp32 and magnifies its rounding"
     return ""
+
+
+def _extrapolates(resize: onnx.NodeProto) -> bool:
+    cuts_out = attribute(resize, "coordinate_transformation_mode", b"") == b"tf_crop_and_resize"
+    return cuts_out and attribute(resize, "extrapolation_value", 0.0) != 0.0
 
 
 def _leads_to_attention(index: GraphIndex, node: onnx.NodeProto) -> bool:
