@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
     from distune.config.imports import split_reference
     from distune.config.job import Approach, ModelSpec, TuningJob
     from distune.distributed.files import files_of
-    from distune.errors import UsageError
+    from distune.errors import TrialError, UsageError
     from distune.report.saving import named_after, write_model
     from distune.report.tuning_config import ARRAYS_FILE, SavedConfig
 
@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
     backend = backend_class(saved.framework, approach)(job)
     try:
         exported = backend.apply(saved.deploy, saved.config)
-    except KeyError as error:
+    except (KeyError, TrialError) as error:
         raise UsageError(f"{arguments.tuning_config} does not fit {arguments.model}: {error.args[0]}") from error
     finally:
         backend.close()

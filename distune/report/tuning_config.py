@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from distune import __version__
 from distune.errors import UsageError
+from distune.report.tuning_config_check import check_config, check_deploy, check_format
 from distune.space.op_config import TuningConfig
 
 FORMAT_VERSION = 1
@@ -90,9 +91,13 @@ class SavedConfig:
             deploy = content["deploy"]
             if "arrays" in content:
                 deploy = _with_arrays(deploy, _read_arrays(path, content["arrays"]))
-            return cls(content["framework"], content["quant_format"], config, deploy)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            framework, quant_format = content["framework"], content["quant_format"]
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise UsageError(f"{path}: the tuning config in it is incomplete or was changed ({error!r})") from error
+        check_format(f"{path}", framework, quant_format)
+        check_config(f"{path}", config)
+        check_deploy(f"{path}", deploy)
+        return cls(framework, quant_format, config, deploy)
 
 
 def _without_arrays(value: Any, arrays: list[NDArray[Any]]) -> Any:

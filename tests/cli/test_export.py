@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
@@ -88,3 +89,14 @@ def test_where_it_cannot_be_written_the_reason_is_said(tmp_path: Path, capsys: C
     said = capsys.readouterr().err
     assert f"cannot write {tmp_path / 'taken'}" in said
     assert "--workspace" not in said
+
+
+def test_a_config_without_a_range_that_it_needs_is_the_users_to_mend(tmp_path: Path, capsys: Capture) -> None:
+    tuned(tmp_path)
+    content = yaml.safe_load((tmp_path / "tuning_config.yaml").read_text())
+    content["deploy"]["ranges"].pop("x")
+    (tmp_path / "tuning_config.yaml").write_text(yaml.safe_dump(content))
+    assert export(tmp_path, "int8.onnx") == 2
+    said = capsys.readouterr().err
+    assert "does not fit" in said
+    assert "'x'" in said

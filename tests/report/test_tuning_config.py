@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +95,44 @@ def test_weights_that_are_text_in_the_yaml_are_still_read(tmp_path: Path) -> Non
     (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(old))
     loaded = SavedConfig.load(tmp_path / CONFIG_FILE)
     assert same(restored(loaded.deploy["weights"], CONFIG.by_name)["/layer.0/MatMul"], made)
+
+
+def put(content: Any, keys: tuple[Any, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        content = content[key]
+    content[keys[-1]] = value
+
+
+OP = ("config", "ops", "/layer.0/MatMul")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("deploy",), None, r"deploy is None"),
+        (("deploy", "ranges"), "text", r"deploy\.ranges is 'text'"),
+        (("deploy", "ranges", "x"), 3, r"deploy\.ranges\.x is 3; expected \[lowest value, highest value\]"),
+        (("deploy", "ranges", "x"), [5, -5], r"deploy\.ranges\.x is \[5, -5\]"),
+        (("deploy", "ranges", "x"), [float("nan"), 1.0], r"deploy\.ranges\.x is \[nan"),
+        (("deploy", "ranges", "x"), ["low", 1.0], r"deploy\.ranges\.x is \['low'"),
+        (("deploy", "reduce_range"), "no", r"deploy\.reduce_range is 'no'; expected true or false"),
+        (("deploy", "weights", "/layer.0/MatMul"), 5, r"deploy\.weights\./layer\.0/MatMul is 5"),
+        (("deploy", "weights", "/layer.0/MatMul", "scales"), {"$array": 99}, r"incomplete or was changed"),
+        (("deploy", "graph"), {"smooth_quant": {"x": 1}}, r"deploy\.graph\.smooth_quant"),
+        ((*OP, "mode"), "statics", r"MatMul\.mode is 'statics'; expected one of static, dynamic"),
+        ((*OP, "weight", "scheme"), ["sym"], r"weight\.scheme is \['sym'\]; expected one of sym, asym"),
+        ((*OP, "weight", "bits"), "4", r"weight\.bits is '4'; expected a whole number"),
+        (("framework",), ["onnxruntime"], r"framework is \['onnxruntime'\]"),
+        (("quant_format",), "QDQQ", r"quant_format is 'QDQQ'; expected QDQ or QOperator"),
+    ],
+)
+def test_what_was_edited_into_something_else_is_named(
+    tmp_path: Path, keys: tuple[str, ...], value: Any, message: str
+) -> None:
+    path = written(tmp_path, config().files())
+    content = yaml.safe_load(path.read_text())
+    put(content, keys, value)
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match=message) as caught:
+        SavedConfig.load(path)
+    assert str(path) in str(caught.value)
