@@ -18,6 +18,10 @@ _DEADLINE_S = 300.0
 _DEADLINE_BASELINES = 50
 """A trial may take 50 times what scoring fp32 took, and 300 s at least: beyond that it hangs."""
 
+_NOTHING_ALLOWED = (
+    "fp32 scores exactly 0, of which a relative criterion allows no loss at all: give accuracy_criterion.absolute"
+)
+
 _UNLIKE_DATA = (
     "the evaluation data were not the same on all ranks (another order or other values), so one rank alone scored "
     "fp32, and trials on different ranks rest on different batches: leave out shuffling, or seed it alike everywhere"
@@ -50,6 +54,8 @@ def score_baseline(
     if job.limits.deadline_s is None and job.approach != "qat":
         dispatcher.deadline_s = max(_DEADLINE_S, _DEADLINE_BASELINES * seconds)
     _set_targets(job, book, body)
+    if job.criterion.kind == "relative" and body.value == 0:
+        body = replace(body, warnings=(*body.warnings, _NOTHING_ALLOWED))
     return body, seconds
 
 

@@ -303,6 +303,13 @@ def test_a_baseline_without_a_number_is_the_users_to_mend(tmp_path: Path) -> Non
         tune(tmp_path / "inf", Model(baseline=math.inf))
 
 
+def test_a_share_of_nothing_is_said_to_be_no_tolerance(tmp_path: Path) -> None:
+    """Such as the error of outputs that are compared with fp32's own."""
+    relative = CriterionSpec("relative", 0.01, higher_is_better=False)
+    run = tune(tmp_path, Model(baseline=0.0, higher_is_better=False), job(criterion=relative))
+    assert any("give accuracy_criterion.absolute" in warning for warning in run.outcome.warnings)
+
+
 def test_a_metric_to_optimize_must_be_a_number_of_fp32_too(tmp_path: Path) -> None:
     """Such as the signal-to-noise ratio of fp32 against itself: no gain over it can be told."""
 

@@ -6,7 +6,6 @@ import gc
 import random
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -227,13 +226,6 @@ def test_ranks_of_the_median_interval_are_those_of_the_tables(n: int, rank: int)
 def test_the_median_is_inside_its_interval(values: list[float]) -> None:
     low, high = median_interval(values)
     assert low <= statistics.median(values) <= high
-
-
-@dataclass(frozen=True)
-class _Measured:
-    ratio: float
-    ci_low: float
-    ci_high: float
 
 
 # ---------------------------------------------------------------------------------------------------------- for real
