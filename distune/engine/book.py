@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from distune.evaluation.criterion import Target, better
-from distune.strategies.stage import Trial
+from distune.strategies.stage import Trial, most_accurate
 
 
 @dataclass
@@ -50,14 +50,8 @@ class TrialBook:
 
     def best_of(self, wanted: Callable[[Trial], bool]) -> Trial | None:
         """As ``best``, among the trials that are ``wanted``."""
-        found: Trial | None = None
-        for trial in self._trials:
-            value = trial.accuracy
-            if value is None or value != value or trial.config.is_fp32 or not wanted(trial):
-                continue
-            if found is None or found.accuracy is None or better(value, found.accuracy, self.higher_is_better):
-                found = trial
-        return found
+        candidates = (trial for trial in self._trials if not trial.config.is_fp32 and wanted(trial))
+        return most_accurate(candidates, self.higher_is_better)
 
     @property
     def met(self) -> tuple[Trial, ...]:

@@ -22,7 +22,7 @@ from distune.engine.book import TrialBook
 from distune.space.op_config import Mode, TuningConfig
 from distune.space.tuning_space import TuningSpace
 from distune.strategies.base import Answer, StrategyContext, TuneStrategy, Wanted
-from distune.strategies.stage import Candidate, ProbeStage, Stage, StageResult, Trial
+from distune.strategies.stage import Candidate, ProbeStage, Stage, StageResult, Trial, most_accurate
 
 FORESEEABLE = ("basic", "mse", "mse_v2", "hawq_v2", "conservative", "auto")
 """Strategies that do nothing but ask: a second one costs little and is noticed by nobody."""
@@ -258,10 +258,7 @@ def _answer(
                 break
     if not trials or book.remaining == 0 or (met is not None and stage.ends_run and stop_at_first):
         raise _Unforeseen  # the run ends with it
-    accurate = [trial for trial in trials if trial.accuracy is not None]
-    sign = 1.0 if book.higher_is_better else -1.0
-    best = max(accurate, key=lambda trial: sign * (trial.accuracy or 0.0)) if accurate else None
-    return StageResult(tuple(trials), met, best, finished=False)
+    return StageResult(tuple(trials), met, most_accurate(trials, book.higher_is_better), finished=False)
 
 
 __all__ = ["FORESEEABLE", "Speculation", "foresees"]

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from distune.engine.book import TrialBook
-from distune.evaluation.criterion import better
-from distune.strategies.stage import Candidate, Stage, StageResult, Trial
+from distune.strategies.stage import Candidate, Stage, StageResult, Trial, most_accurate
 
 LAST_ROUNDS = 2
 """Trials a worker that are left of a stage when the longest of them should be begun first."""
@@ -184,16 +183,8 @@ class StageRun:
     def result(self, finished: bool) -> StageResult:
         """The answer to the strategy, with what was measured of the trials meanwhile."""
         trials = tuple(_refreshed(trial, self._book) for trial in self._decided)
-        best: Trial | None = None
-        for trial in trials:
-            if trial.accuracy is not None and (
-                best is None
-                or best.accuracy is None
-                or better(trial.accuracy, best.accuracy, self._book.higher_is_better)
-            ):
-                best = trial
         met = next((trial for trial in trials if trial.met), None)
-        return StageResult(trials, met, best, finished)
+        return StageResult(trials, met, most_accurate(trials, self._book.higher_is_better), finished)
 
     def _candidate(self, index: int) -> Candidate | None:
         while self._source is not None and len(self._candidates) <= index:

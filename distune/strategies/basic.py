@@ -106,9 +106,8 @@ class BasicTuneStrategy(TuneStrategy):
     def _ask(self, stage: Stage) -> Generator[Any, Any, StageResult]:
         """Have a stage judged and take from it a better base for the later ones, if there is one."""
         result: StageResult = yield self._as_far_as_needed(stage)
-        best = result.best
-        if self._lead is None and best is not None and best.accuracy is not None and not math.isnan(best.accuracy):
-            self._lead = best
+        if self._lead is None:
+            self._lead = result.best
         rivals = sorted(filter(self._leads, result.trials), key=self._loss)[:_RIVALS]
         over = result.finished or (result.met is not None and self.context.stop_at_first)
         if rivals and self._lead is not None and not over:

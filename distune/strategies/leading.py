@@ -35,8 +35,6 @@ def settle_recipes(space: TuningSpace, judge: Callable[[Stage], Any], tell: Call
             if trial.accuracy is None or math.isnan(trial.accuracy):
                 reason = trial.reason if trial.accuracy is None else "it scored NaN"
                 tell(f"{recipe.name}={values.get(trial.config.hash)} was left out: {reason}")
-        best = result.best
-        scored = best is not None and best.accuracy is not None and not math.isnan(best.accuracy)
-        found = values.get(best.config.hash) if best is not None and scored else None
+        found = None if result.best is None else values.get(result.best.config.hash)
         space = space.settled(recipe.name, recipe.default if found is None else found)
     return space

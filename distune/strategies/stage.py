@@ -6,10 +6,12 @@ A strategy yields a ``Stage`` (many tuning configs at once), a single tuning con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distune.evaluation.criterion import best_first
 from distune.space.op_config import TuningConfig
 from distune.trial.messages import Latency
 
@@ -110,6 +112,12 @@ class Stage:
     floor: float | None = None
 
 
+def most_accurate(trials: Iterable[Trial], higher_is_better: bool) -> Trial | None:
+    """The trial of the best accuracy, the earlier one among equals; ``None`` where none is known to be a number."""
+    scored = [trial for trial in trials if trial.accuracy is not None and not math.isnan(trial.accuracy)]
+    return min(scored, key=lambda trial: best_first(trial.accuracy, higher_is_better), default=None)
+
+
 @dataclass(frozen=True)
 class StageResult:
     """The answers to a stage.
@@ -117,7 +125,7 @@ class StageResult:
     Attributes:
         trials: The judged candidates, in candidate order. Shorter than the stage where it ended early.
         met: The first trial that met, ``None`` when none did.
-        best: By accuracy among those whose accuracy is known (the earlier one among equals); ``None`` when none is.
+        best: The most accurate trial (see ``most_accurate``).
         finished: The run is over (first success, budget, timeout, interruption): nothing more will be judged.
     """
 
