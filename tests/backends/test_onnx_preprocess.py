@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.preprocess import prepare
@@ -91,5 +91,28 @@ def test_padding_of_chosen_axes_is_padding_of_all(axes: list[int], value: float 
     ]
     feed = {"x": rng.normal(size=(4, 3, 8, 8)).astype(np.float32)}
     backend = backend_of(model(nodes, {"x": ["batch", 3, 8, 8]}, ["y"], constants, opset=18), [feed])
+    expected, actual = (backend.load(c).predict(feed)[0] for c in (None, default_config(backend)))
+    assert np.abs(actual - expected).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_sparse_weight_is_a_weight(linear: bool) -> None:
+    rng = np.random.default_rng(0)
+    places = np.array([[3, 4], [5, 0], [10, 2]])
+    values = rng.normal(size=3).astype(np.float32)
+    indices = places @ [8, 1] if linear else places
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "product"),
+        helper.make_node("Relu", ["h"], ["r"], "relu"),
+        helper.make_node("MatMul", ["r", "v"], ["y"], "last"),
+    ]
+    proto = model(nodes, {"x": ["batch", 16]}, ["y"], {"v": rng.normal(size=(8, 4)).astype(np.float32)})
+    weight = helper.make_sparse_tensor(
+        numpy_helper.from_array(values, "w"), numpy_helper.from_array(indices, "w_indices"), [16, 8]
+    )
+    proto.graph.sparse_initializer.append(weight)
+    feed = {"x": rng.normal(size=(4, 16)).astype(np.float32)}
+    backend = backend_of(proto, [feed])
+    assert [op.name for op in backend.facts().capability.ops if op.has_weight] == ["product", "last"]
     expected, actual = (backend.load(c).predict(feed)[0] for c in (None, default_config(backend)))
     assert np.abs(actual - expected).max() < 0.03 * np.abs(expected).max()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
 
 from distune.backends.onnxruntime.folding import fold_gemm_factors
@@ -67,6 +69,7 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
         raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
     prepared = light.proto
+    _fill_sparse_constants(prepared)
     user_types = _restore_names(model, prepared)
     _drop_unused_domains(prepared)
     _restore_interface(model, prepared)
@@ -79,6 +82,19 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     _complete_types(prepared)
     _mark_inferred(prepared)
     return PreparedModel.of(prepared, user_types)
+
+
+def _fill_sparse_constants(model: onnx.ModelProto) -> None:
+    """Give sparse constants their zeros, as ONNX Runtime does when it loads a model."""
+    for sparse in model.graph.sparse_initializer:
+        values, indices = (numpy_helper.to_array(tensor) for tensor in (sparse.values, sparse.indices))
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if indices.ndim == 1:  # into the elements in their order
+            dense.ravel()[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        model.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del model.graph.sparse_initializer[:]
 
 
 def _has_made_residual_gemm(user: onnx.ModelProto, prepared: onnx.ModelProto) -> bool:
