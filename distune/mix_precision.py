@@ -23,15 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from distune.api.model import model_spec, onnx_inputs
 from distune.config.conf import MixedPrecisionConfig
 from distune.config.conf_to_job import Live, job_of
+from distune.config.job import TuningJob
 from distune.config.process_options import options
+from distune.distributed.files import files_of
 from distune.errors import SpaceError, TrialError, UsageError
 from distune.evaluation.latency import PairedLatency, measure
+from distune.report.saving import named_after, write_model
 
 if TYPE_CHECKING:
     import onnx
 
     from distune.backends.onnxruntime.backend import OnnxRuntimeModel
-    from distune.config.job import TuningJob
     from distune.config.schema import Configuration
 
 
@@ -45,6 +47,7 @@ class MixedPrecisionResult:
         accuracy, baseline_accuracy: Of the model and of fp32; ``None`` where nothing was judged.
         size_bytes, baseline_size_bytes: Of the files.
         latency: Against fp32, on the first batch of ``eval_dataloader``; ``None`` without one.
+        sources: The files of the fp32 model, which ``save`` never writes over.
     """
 
     outcome: Literal["met", "not_met", "not_judged"]
@@ -54,6 +57,7 @@ class MixedPrecisionResult:
     size_bytes: int
     baseline_size_bytes: int
     latency: PairedLatency | None
+    sources: tuple[Path, ...] = ()
 
     def __bool__(self) -> bool:
         return self.outcome != "not_met"
@@ -64,19 +68,17 @@ class MixedPrecisionResult:
         return self.best_effort if self else None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the accepted model to a file.
+        """Write the accepted model to a file (one of 2 GB or more with its weights beside it).
 
         Raises:
-            UsageError: No model was accepted, or the file cannot be written.
+            UsageError: No model was accepted, the file cannot be written, or the fp32 model is there.
         """
         if not self:
             raise UsageError("save: the model does not meet the criterion; it is in .best_effort")
+        from distune.backends.onnxruntime.storage import stored_files
+
         target = Path(os.fspath(path)).expanduser().absolute()
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.best_effort.SerializeToString())
-        except OSError as error:
-            raise UsageError(f"save: cannot write {target}: {error.strerror or error}") from error
+        write_model(named_after(target, stored_files(self.best_effort, external=False)), self.sources)
         return target
 
 
@@ -121,6 +123,7 @@ def fit(
         candidate.size_bytes,
         baseline.size_bytes,
         None if eval_dataloader is None else _latency(candidate, baseline, eval_dataloader),
+        tuple(files_of(TuningJob(spec))),
     )
 
 

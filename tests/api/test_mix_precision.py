@@ -30,6 +30,16 @@ def test_a_model_in_fp16_is_judged_and_saved(tmp_path: Path) -> None:
     assert not half_weights(model())
 
 
+def test_the_fp32_file_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(model(), path)
+    found = mix_precision.fit(str(path), MixedPrecisionConfig(precisions="fp16"))
+    with pytest.raises(UsageError, match=r"model\.onnx would be written over.*another name"):
+        found.save(path)
+    assert onnx.load(path) == model()
+    assert half_weights(onnx.load(found.save(tmp_path / "half.onnx")))
+
+
 def test_metrics_latency_and_what_stays_in_fp32() -> None:
     keep = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
     conf = MixedPrecisionConfig(precision="fp16", op_name_dict={"fc1": keep})
