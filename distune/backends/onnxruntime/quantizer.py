@@ -6,7 +6,8 @@ that were quantized the same way before (it loops over channels in Python), and 
 
 * the range before a Relu or Clip is the one that is given: it would take theirs, though what they cut off may be an
   output of the graph or read inside another graph;
-* a Relu or Clip, or an op's output in floating point, stays where it is told to.
+* a Relu or Clip, or an op's output in floating point, stays where it is told to;
+* names of scales, zero points and integers are longer where the fp32 graph has them: it would take what is there.
 """
 
 from __future__ import annotations
