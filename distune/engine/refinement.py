@@ -3,7 +3,7 @@
 The search for a model that meets stops with the first that does, or takes whole blocks and op types at once, so some
 of its ops may be in floating point without need. Here they are given back to integers, the least harmful first, a few
 parts at a time: parts that meet and are not slower are joined, parts of several groups that do not are halved, and a
-single group that does not is tried as other trials of the run have quantized it.
+single group that does not is tried once more, as another trial of the run has quantized it.
 What comes of it is more trials that meet; the objective chooses among all of them, so nothing gets worse.
 """
 
@@ -23,6 +23,9 @@ from distune.strategies.stage import Candidate, Stage, StageResult, Trial
 NAME = "refine"
 TOGETHER = 4
 """Parts that are tried at a time. Not a matter of the number of ranks: the decisions are the same for any."""
+
+WAYS = 2
+"""Ways to quantize a single group that are tried: what does harm in two ways mostly does in all."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Refinement:
         """What to try of a part that was not taken: its halves, or a single group in another way."""
         if len(part.groups) > 1:
             return [Part(groups) for groups in _split(part.groups, 2)]
-        ways = len(self._ways(part.groups[0], donors))
+        ways = min(WAYS, len(self._ways(part.groups[0], donors)))
         return [replace(part, way=part.way + 1)] if part.way + 1 < ways else []
 
     def _joined(self, base: Trial, good: Sequence[Part], donors: Sequence[TuningConfig]) -> tuple[Trial | None, bool]:
