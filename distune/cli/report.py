@@ -40,15 +40,17 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _write(evidence: Evidence, folder: Path, png: bool) -> list[Path]:
     from distune.errors import WorkspaceError
-    from distune.report.html.page import write_report
+    from distune.journal.files import replace_file
+    from distune.report.html.page import render
     from distune.report.plots import write_plots
     from distune.report.trials_csv import trials_csv
 
+    texts = {folder / "report.html": render(evidence), folder / "trials.csv": trials_csv(evidence.result.trials)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = [write_report(evidence, folder / "report.html"), folder / "trials.csv"]
-        written[1].write_text(trials_csv(evidence.result.trials), encoding="utf-8")
-        return written + (write_plots(evidence, folder) if png else [])
+        for path, text in texts.items():
+            replace_file(path, text)
+        return [*texts, *(write_plots(evidence, folder) if png else [])]
     except OSError as error:
         raise WorkspaceError(f"cannot write the report to {folder}: {error.strerror or error}") from error
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distune.errors import MissingExtraError
+from distune.journal.files import replace_file
 from distune.report.evidence import Evidence
 from distune.report.html.data import final_mode
 
@@ -44,7 +46,9 @@ def write_plots(evidence: Evidence, folder: Path) -> list[Path]:
     for name, (height, draw) in plots.items():
         figure = Figure(figsize=(6.4, height), layout="constrained")
         draw(figure.add_subplot())
-        figure.savefig(folder / name, dpi=_DPI)
+        image = io.BytesIO()
+        figure.savefig(image, dpi=_DPI)
+        replace_file(folder / name, image.getvalue())
     return [folder / name for name in plots]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from distune.report.evidence import Evidence
-from distune.report.html.page import write_report
+from distune.report.html.page import render
 from tests.report.workspaces import killed_run
 
 pytestmark = [
@@ -39,12 +39,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
+def written(workspace: Path) -> Path:
+    report = workspace / "report.html"
+    report.write_text(render(Evidence.read(workspace)), encoding="utf-8")
+    return report
+
+
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Any:
     names = ["<script>window.broken = 1</script>", "conv_b", "conv_c"]
     workspace = killed_run(tmp_path, names, [0.5, 0.86, 0.87, 0.895], latencies={1: 0.3, 2: 0.7, 3: 0.5, 4: 0.9})
     browser.set_window_size(1280, 1000)
-    browser.get(write_report(Evidence.read(workspace), tmp_path / "report.html").as_uri())
+    browser.get(written(workspace).as_uri())
     return browser
 
 
@@ -132,7 +138,7 @@ def test_dark_mode_is_dark(page: Any) -> None:
 def test_a_thousand_trials_are_shown(browser: Any, tmp_path: Path) -> None:
     names = [f"encoder/layer.{i // 6}/op_{i}" for i in range(300)]
     workspace = killed_run(tmp_path, names, [0.5 + 0.0003 * i for i in range(1000)])
-    report = write_report(Evidence.read(workspace), tmp_path / "report.html")
+    report = written(workspace)
     start = time.monotonic()
     browser.get(report.as_uri())
     browser.execute_script("return document.body.offsetHeight")

@@ -11,7 +11,6 @@ import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -61,16 +60,6 @@ def render(evidence: Evidence) -> str:
         reproduce=_reproduce(evidence),
         written=_text(f"distune {result.distune_version}"),
     )
-
-
-def write_report(evidence: Evidence, path: Path) -> Path:
-    """Write the page to ``path``.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    path.write_text(render(evidence), encoding="utf-8")
-    return path
 
 
 def _asset(name: str) -> str:
@@ -252,4 +241,4 @@ dashed: the range that is quantized.</p>
 </html>
 """
 
-__all__ = ["render", "write_report"]
+__all__ = ["render"]
