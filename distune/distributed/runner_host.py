@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from distune.config.imports import import_object
+from distune.data.user_code import user_traceback
 from distune.errors import UsageError
-from distune.trial.messages import Broadcast, Failure, FailureKind, Request, Result
+from distune.trial.messages import Broadcast, Failure, Request, Result
 
 DEFAULT_RUNNER = "distune.trial.runner:Runner"
 
@@ -117,5 +118,6 @@ class RunnerHost:
         detail = "".join(traceback.format_exception(error)).rstrip()
         if isinstance(error, UsageError):
             return Failure("user_error", f"{where}: {error}", detail, name, usage=True)
-        kind: FailureKind = "user_error" if isinstance(error, SystemExit) else "error"
-        return Failure(kind, f"{where}: {name}: {error}", detail, name)
+        if isinstance(error, SystemExit):
+            return Failure("user_error", f"{where}: {name}: {error}", user_traceback(error), name)
+        return Failure("error", f"{where}: {name}: {error}", detail, name)

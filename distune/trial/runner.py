@@ -22,6 +22,7 @@ from distune.backends.base import Backend, Feed, LabelledBatch, RunnableModel, b
 from distune.config.job import TuningJob
 from distune.config.parameters import defaults
 from distune.data.loader import DataSource, open_dataloader
+from distune.data.user_code import user_traceback
 from distune.errors import CancelledError, DataError, TrialError, UsageError, UserCodeError
 from distune.evaluation.accuracy import Evaluator, Score, quarter_of_memory
 from distune.evaluation.criterion import Target
@@ -397,10 +398,11 @@ class Runner:
             return m.Failure("user_error", f"{where}{head}", rest, name, usage=True)
         if isinstance(error, UsageError):
             return m.Failure("error", f"{where}{text}", "", name, usage=True)
+        if isinstance(error, SystemExit):
+            ended = f"{where}the user's code ended the process (sys.exit)"
+            return m.Failure("user_error", ended, user_traceback(error), name, usage=True)
         # What we say ourselves says it all; lines of ours and of frameworks below would only bury it.
         detail = "" if isinstance(error, TrialError) else "".join(traceback.format_exception(error)).rstrip()
-        if isinstance(error, SystemExit):
-            return m.Failure("user_error", f"{where}the user's code ended the process (sys.exit)", detail, name, True)
         # Frameworks pass on C++'s own exception under classes of theirs.
         if isinstance(error, MemoryError) or "bad_alloc" in text:
             return m.Failure("memory", f"{where}out of memory ({text})", detail, name)

@@ -304,6 +304,8 @@ def test_code_of_the_user_that_raises_is_shown_with_its_traceback() -> None:
 def test_code_of_the_user_that_exits_does_not_end_the_worker() -> None:
     failure = Worker(_judged_by(lambda model: sys.exit(3))).ask(m.Baseline())
     assert (failure.kind, failure.error) == ("user_error", "SystemExit")
+    assert "sys.exit(3)" in failure.detail
+    assert "runner.py" not in failure.detail.replace("test_runner.py", "")
 
 
 def test_an_interrupt_is_not_swallowed() -> None:
