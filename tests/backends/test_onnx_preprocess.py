@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper, numpy_helper
 
 from distune.backends.onnxruntime.capability import inspect
 from distune.backends.onnxruntime.preprocess import prepare
+from distune.space.op_config import FP32
 from tests.backends.onnx_models import backend_of, default_config, model
 from tests.backends.test_onnx_qoperator import qoperator_backend
 
@@ -116,3 +118,45 @@ def test_a_sparse_weight_is_a_weight(linear: bool) -> None:
     assert [op.name for op in backend.facts().capability.ops if op.has_weight] == ["product", "last"]
     expected, actual = (backend.load(c).predict(feed)[0] for c in (None, default_config(backend)))
     assert np.abs(actual - expected).max() < 0.03 * np.abs(expected).max()
+
+
+SAID_IN_PART = {
+    "scales": ({"axes": [2, 3]}, ["", "amounts"], np.array([2, 1.5], np.float32), ["p"]),
+    "scales from behind": ({"axes": [-1, -2]}, ["", "amounts"], np.array([2, 1.5], np.float32), ["p"]),
+    "sizes": ({"axes": [3, 2]}, ["", "", "amounts"], np.array([12, 14]), ["p"]),
+}
+"""Attributes of a Resize, its further inputs, and the constant that is one of them."""
+
+
+@pytest.mark.parametrize("case", SAID_IN_PART)
+def test_resizing_chosen_axes_is_resizing_all(case: str) -> None:
+    attributes, inputs, amounts, outputs = SAID_IN_PART[case]
+    resize = helper.make_node("Resize", ["c1", *inputs], outputs, "between", mode="nearest", **attributes)
+    _run_between_convolutions(resize, amounts)
+
+
+def test_an_omitted_output_is_left_out() -> None:
+    pool = helper.make_node("MaxPool", ["c1"], ["p", ""], "between", kernel_shape=[2, 2])
+    _run_between_convolutions(pool, np.zeros(0, np.float32))
+
+
+def _run_between_convolutions(node: onnx.NodeProto, amounts: np.ndarray) -> None:
+    """ONNX Runtime moves transpositions through ``node`` (of ``c1`` and ``amounts`` to ``p``), which may fail."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w1": rng.normal(size=(8, 3, 3, 3)).astype(np.float32) / 4,
+        "w2": rng.normal(size=(8, 8, 3, 3)).astype(np.float32) / 8,
+        "amounts": amounts,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], "conv1", pads=[1] * 4),
+        node,
+        helper.make_node("Conv", ["p", "w2"], ["y"], "conv2"),
+    ]
+    feed = {"x": rng.normal(size=(4, 3, 8, 8)).astype(np.float32)}
+    backend = backend_of(model(nodes, {"x": [4, 3, 8, 8]}, ["y"], constants, opset=18), [feed])
+    config = default_config(backend)
+    expected = backend.load(None).predict(feed)[0]
+    for changed in (config, config.with_ops({"between": FP32})):
+        actual = backend.load(changed).predict(feed)[0]
+        assert np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()

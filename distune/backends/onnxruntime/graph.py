@@ -98,6 +98,17 @@ def replace_nodes(model: onnx.ModelProto, by: Mapping[str, Sequence[onnx.NodePro
     model.graph.node.extend(nodes)
 
 
+def shapes_in(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Lengths of the axes of a tensor, by its name, where their number is known; ``None`` where a length is not."""
+    return {
+        value.name: tuple(
+            dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim
+        )
+        for value in (*model.graph.value_info, *model.graph.input)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
 def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
     """Names of the tensors that a node reads, those that its subgraphs take from outside included."""
     yield from (name for name in node.input if name)

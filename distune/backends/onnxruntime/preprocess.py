@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
 
 from distune.backends.onnxruntime.folding import fold_gemm_factors
+from distune.backends.onnxruntime.full_forms import write_out
 from distune.backends.onnxruntime.graph import FLOAT_TYPES, WEIGHTED, GraphIndex
 from distune.backends.onnxruntime.recipes.preparation import Preparation, gemm_to_matmul
 from distune.backends.onnxruntime.session import optimized_model
@@ -78,6 +79,7 @@ def prepare(model: onnx.ModelProto, how: Preparation = _DEFAULT) -> PreparedMode
     if how.gemm_to_matmul:
         gemm_to_matmul(prepared, user_types)
     prepared = infer_shapes(prepared)
+    write_out(prepared)
     simplify(prepared, user_types)
     _complete_types(prepared)
     _mark_inferred(prepared)

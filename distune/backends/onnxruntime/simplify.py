@@ -4,7 +4,6 @@
   and a QuantizeLinear around it (a fifth of MobileNetV1's time at batch 1), and tears the convolutions' layout apart.
 * Neighbouring Slices of different axes become one.
 * The bias of a Gemm becomes a vector, as integer kernels take it; one that differs by row is added behind it.
-* Dilations of 1 are left out of an AveragePool: the integer kernel has no such attribute.
 * A mean over both axes of an image is a GlobalAveragePool, which has an integer kernel; ReduceMean has none.
 """
 
@@ -16,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames, attribute, replace_nodes
+from distune.backends.onnxruntime.graph import GraphIndex, UnusedNames, attribute, replace_nodes, shapes_in
 from distune.backends.onnxruntime.shared import values_of
 from distune.backends.onnxruntime.weights import add_constant, drop_unused_constants
 
@@ -28,16 +27,14 @@ def simplify(model: onnx.ModelProto, user_types: dict[str, str]) -> None:
         model: With inferred shapes.
         user_types: Op types by node name; those of ops that take another's place are entered.
     """
-    _drop_unit_dilations(model)
-    completed = _pad_all_axes(model)
     removed = _fold_pads(model) | _join_slices(model)
     if removed:
         replace_nodes(model, dict.fromkeys(removed, ()))
     replaced = _pools(model, user_types)
     if replaced:
         replace_nodes(model, replaced)
-    if completed or removed or replaced:
-        drop_unused_constants(model)
+    drop_unused_constants(model)
+    if removed or replaced:
         _drop_unknown_values(model)
 
 
@@ -97,37 +94,6 @@ def zero_pads(index: GraphIndex, pad: onnx.NodeProto) -> list[int] | None:
         if value is None or np.any(values_of(value)):
             return None
     return [int(count) for count in values_of(index.initializers[pad.input[1]])]
-
-
-def _drop_unit_dilations(model: onnx.ModelProto) -> None:
-    """AveragePools that only say what holds without saying it."""
-    for node in model.graph.node:
-        if node.op_type == "AveragePool" and set(attribute(node, "dilations", [0])) == {1}:
-            kept = [item for item in node.attribute if item.name != "dilations"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-
-
-def _pad_all_axes(model: onnx.ModelProto) -> bool:
-    """Pads of chosen axes become pads of all, where the counts are constant. Whether there was any.
-
-    Such axes are overlooked by ONNX Runtime where it moves transpositions of images through a Pad.
-    """
-    index, ranks, unused = GraphIndex(model), _ranks(model), UnusedNames(model)
-    changed = False
-    for node in model.graph.node:
-        if node.op_type != "Pad" or len(node.input) < 4 or not node.input[3]:
-            continue
-        counts, axes = (index.initializers.get(node.input[position]) for position in (1, 3))
-        rank = ranks.get(node.input[0])
-        if counts is None or axes is None or rank is None:
-            continue
-        around = np.zeros((2, rank), np.int64)
-        around[:, values_of(axes)] = values_of(counts).reshape(2, -1)
-        node.input[1] = add_constant(model, unused(f"{node.name}_pads"), around.ravel())
-        del node.input[3:]
-        changed = True
-    return changed
 
 
 def _fold_pads(model: onnx.ModelProto) -> set[str]:
@@ -210,10 +176,10 @@ def _slice_ranges(index: GraphIndex, node: onnx.NodeProto) -> dict[int, tuple[in
 def _pools(model: onnx.ModelProto, user_types: dict[str, str]) -> dict[str, Sequence[onnx.NodeProto]]:
     """What takes the place of means over both axes of an image, by name of the node."""
     index, unused = GraphIndex(model), UnusedNames(model)
-    ranks = _ranks(model)
+    shapes = shapes_in(model)
     replaced: dict[str, Sequence[onnx.NodeProto]] = {}
     for node in model.graph.node:
-        if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4 or not index.is_float(node.input[0]):
+        if node.op_type != "ReduceMean" or len(shapes.get(node.input[0], ())) != 4 or not index.is_float(node.input[0]):
             continue
         axes: list[int] = attribute(node, "axes", [])
         if len(node.input) > 1 and node.input[1] in index.initializers:
@@ -229,15 +195,6 @@ def _pools(model: onnx.ModelProto, user_types: dict[str, str]) -> dict[str, Sequ
         user_types.update({each.name: each.op_type for each in nodes})
         replaced[node.name] = nodes
     return replaced
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """How many axes a tensor has, by its name, where it is known."""
-    return {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*model.graph.value_info, *model.graph.input)
-        if value.type.tensor_type.HasField("shape")
-    }
 
 
 def _drop_unknown_values(model: onnx.ModelProto) -> None:
