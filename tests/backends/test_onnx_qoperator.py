@@ -223,3 +223,21 @@ def test_two_inputs_of_different_types(op_type: str, dtypes: tuple[str, str]) ->
         *(b.load(config.with_ops(changes)).predict(images()[0]) for b in (backend, pairs)), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_resizing_with_antialiasing_keeps_signed_values() -> None:
+    """ONNX Runtime's kernel clips int8 to the range of uint8 there."""
+    weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32) / 5
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Resize", ["c", "", "scales"], ["y"], "resize", mode="linear", antialias=1),
+    ]
+    constants = {"w": weight, "scales": np.array([1, 1, 0.5, 0.5], np.float32)}
+    proto = model(nodes, {"x": ["batch", 3, 12, 12]}, ["y"], constants, opset=18)
+    backend = qoperator_backend(proto, images())
+    config = default_config(backend)
+    signed = TensorConfig("int8", "sym")
+    changes = {name: OpConfig("static", signed, option.weight) for name, option in config.ops}
+    expected = backend.load(None).predict(images()[0])[0]
+    actual = backend.load(config.with_ops(changes)).predict(images()[0])[0]
+    assert np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()

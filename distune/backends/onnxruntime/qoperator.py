@@ -131,6 +131,8 @@ class _Rewriter:
     ) -> onnx.NodeProto | None:
         if not all(self._same(source, output) for output in outputs):
             return None
+        if attribute(node, "antialias", 0):  # a Resize whose integer kernel clips int8 to the range of uint8
+            return None
         new = onnx.NodeProto()
         new.CopyFrom(node)
         new.input[0] = source.data
