@@ -13,7 +13,7 @@ from typing import Any
 from distune.backends.base import Backend, ModelFacts, RunnableModel
 from distune.config.job import EvaluationSpec, TuningJob
 from distune.data.batch import Batch
-from distune.data.loader import DataSource
+from distune.data.loader import DataSource, open_dataloader
 from distune.data.transform import Postprocess
 from distune.errors import DataError, DistuneError
 from distune.evaluation.feeds import to_feed
@@ -63,6 +63,8 @@ def inspect(
             warnings.append(
                 f"the calibration data have {calibration.samples} samples, fewer than the {wanted} asked for"
             )
+    if job.train is not None and job.train.dataloader is not None:
+        digests.append(open_dataloader(job.train.dataloader, job.seed).digest())
     return Inspection(
         capability=facts.capability.without(job.excluded_precisions),
         size_bytes=facts.size_bytes,

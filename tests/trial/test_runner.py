@@ -21,6 +21,7 @@ from distune.config.job import (
     LatencySpec,
     MetricSpec,
     ModelSpec,
+    TrainSpec,
     TrialLimits,
     TuningJob,
 )
@@ -371,8 +372,10 @@ def test_the_digest_tells_models_and_data_apart() -> None:
     same, again = (Worker(_job(), calibrated=False).ask(m.Inspect()).digest for _ in range(2))
     other_data = replace(job, calibration=CalibrationSpec(_batches(9, 10, 2)))
     other_model = replace(job, model=ModelSpec(FRAMEWORK, live=np.ones((INPUTS, CLASSES + 1), np.float32)))
+    training, other_training = (replace(job, train=TrainSpec(_batches(seed, 10, 2))) for seed in (1, 2))
+    others = (other_data, other_model, training, other_training)
     assert same == again
-    assert len({same, *(Worker(j, calibrated=False).ask(m.Inspect()).digest for j in (other_data, other_model))}) == 3
+    assert len({same, *(Worker(j, calibrated=False).ask(m.Inspect()).digest for j in others)}) == 5
 
 
 def test_fewer_calibration_samples_than_asked_for_are_told() -> None:
