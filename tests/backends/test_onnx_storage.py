@@ -17,6 +17,11 @@ from distune.errors import ModelError
 from tests.backends.onnx_models import SAMPLES, backend_of, default_config, sequences, transformer_model
 
 
+@pytest.fixture(autouse=True)
+def small_weights_move_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_SMALL", 16)
+
+
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "user.onnx"
     onnx.save(transformer_model(), path, save_as_external_data=True, location="user.weights", size_threshold=64)
@@ -49,6 +54,16 @@ def test_external_weights_are_read_and_written_as_external_weights(tmp_path: Pat
     np.testing.assert_array_equal(run_exported(dict(exported.files), tmp_path / "best"), judged)
     np.testing.assert_array_equal(plain.load(config).predict(feed)[0], judged)
     assert backend.apply(exported.deploy, config).files == exported.files
+
+
+def test_where_all_weights_are_small_there_is_no_file_beside_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    backend = calibrated(saved(tmp_path))
+    exported = backend.export(default_config(backend))
+    assert set(exported.files) == {GRAPH_FILE}
+    run_exported(dict(exported.files), tmp_path / "best")
 
 
 def test_other_weights_make_another_model(tmp_path: Path) -> None:
@@ -86,7 +101,11 @@ def test_what_one_message_cannot_hold_is_not_put_together(tmp_path: Path, monkey
     backend = calibrated(saved(tmp_path))
     exported = backend.export(default_config(backend))
     whole = storage.assembled(exported.files)
-    onnx.checker.check_model(whole)
+    session = ort.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = sequences()[0]
+    np.testing.assert_array_equal(
+        session.run(None, dict(feed))[0], backend.load(default_config(backend)).predict(feed)[0]
+    )
     monkeypatch.setattr(storage, "MESSAGE_LIMIT", 2000)
     with pytest.raises(ModelError, match=r"bytes, more than one onnx\.ModelProto may hold .*\.save\(path\)"):
         storage.assembled(exported.files)

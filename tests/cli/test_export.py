@@ -11,21 +11,27 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+from distune.backends.onnxruntime import storage
 from distune.backends.onnxruntime.backend import OnnxRuntimeBackend
 from distune.cli.main import main
 from distune.config.job import ModelSpec, TuningJob
 from distune.report.tuning_config import SavedConfig
-from tests.backends.onnx_models import SAMPLES, convolution_model, default_config, images
+from tests.backends.onnx_models import SAMPLES, default_config, sequences, transformer_model
 
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def small_weights_move_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_SMALL", 16)
 
 
 def tuned(folder: Path, weights: str = "model.onnx.data") -> Path:
     """``model.onnx`` with its weights beside it, named as torch's exporter does, and a config to apply to it."""
     model = folder / "model.onnx"
-    onnx.save(convolution_model(), model, save_as_external_data=True, location=weights, size_threshold=0)
+    onnx.save(transformer_model(), model, save_as_external_data=True, location=weights, size_threshold=0)
     backend = OnnxRuntimeBackend(TuningJob(ModelSpec("onnxruntime", str(model))))
-    backend.set_statistics((), SAMPLES, backend.calibrate((), enumerate(images())))
+    backend.set_statistics((), SAMPLES, backend.calibrate((), enumerate(sequences())))
     config = default_config(backend)
     saved = SavedConfig("onnxruntime", "QDQ", config, backend.export(config).deploy)
     backend.close()
@@ -41,7 +47,7 @@ def export(folder: Path, output: str) -> int:
 
 def answers(model: Path) -> NDArray[np.float32]:
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    found: NDArray[np.float32] = session.run(None, dict(images()[0]))[0]
+    found: NDArray[np.float32] = session.run(None, dict(sequences()[0]))[0]
     return found
 
 
@@ -55,6 +61,7 @@ def test_beside_the_fp32_model_it_leaves_its_weights_alone(tmp_path: Path) -> No
     after = contents(tmp_path)
     assert after.keys() - before.keys() == {"int8.onnx", "int8.onnx.data"}
     assert {name: after[name] for name in before} == before
+    assert after["int8.onnx.data"], "its own weights are there"
     assert np.abs(answers(tmp_path / "int8.onnx") - expected).max() < 0.1 * np.abs(expected).max()
 
 

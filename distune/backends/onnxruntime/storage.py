@@ -59,7 +59,8 @@ def stored_files(model: onnx.ModelProto, external: bool) -> dict[str, bytes]:
     if not external and not is_large(model):
         return {GRAPH_FILE: complete(model).SerializeToString(deterministic=True)}
     graph, chunks = split(model)
-    return {GRAPH_FILE: graph, DATA_FILE: b"".join(chunks)}
+    data = b"".join(chunks)
+    return {GRAPH_FILE: graph, DATA_FILE: data} if data else {GRAPH_FILE: graph}
 
 
 def split(model: onnx.ModelProto) -> tuple[bytes, Iterator[bytes | memoryview]]:
