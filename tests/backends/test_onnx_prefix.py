@@ -271,3 +271,23 @@ def test_a_first_batch_without_rows_shares_nothing() -> None:
     shared = SharedPrefix(backend._proto(default_config(backend)), 1, 12, LIMIT)
     shared.fill([(0, {"x": batches(1)[0]["x"][:0]})])
     assert not shared.cuts
+
+
+def test_a_scalar_among_the_inputs_is_no_batch() -> None:
+    proto = residual_network(1)
+    proto.graph.node.insert(0, helper.make_node("Mul", ["x", "contrast"], ["contrasted"], "scale"))
+    proto.graph.node[1].input[0] = "contrasted"
+    proto.graph.input.insert(0, helper.make_tensor_value_info("contrast", onnx.TensorProto.FLOAT, []))
+
+    def scaled(feeds: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        return [{"contrast": np.array(1.5, np.float32), **feed} for feed in feeds]
+
+    backend = backend_of(proto, scaled(batches(101, size=4)))
+    base, feeds = default_config(backend), scaled(batches(1))
+    candidate = one_at_a_time(backend, base)[0]
+    expected = [backend.load(candidate).predict(feed)[0].tobytes() for feed in feeds]
+    backend.share(base, samples=48, memory_limit=LIMIT)
+    loaded = backend.load(candidate)
+    assert [loaded.predict_batch(key, feed)[0].tobytes() for key, feed in enumerate(feeds)] == expected
+    assert loaded._suffix is not None
+    assert loaded._suffix.cut is not None
