@@ -225,7 +225,7 @@ class Tuner:
         config = space.default()
         trial = self._book.add(judging.measuring.measured(Trial(0, "default", config, "not_judged", "default")))
         exported = self._exported(self._begin_export(trial))
-        trial = replace(trial, size_bytes=len(next(iter(exported.files.values()))))
+        trial = replace(trial, size_bytes=sum(map(len, exported.files.values())))
         self._book.update(trial)
         return self._outcome("not_judged", best=trial, exported=exported)
 
