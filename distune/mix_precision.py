@@ -25,10 +25,8 @@ from distune.config.conf import MixedPrecisionConfig
 from distune.config.conf_to_job import Live, job_of
 from distune.config.job import TuningJob
 from distune.config.process_options import options
-from distune.distributed.files import files_of
 from distune.errors import SpaceError, TrialError, UsageError
 from distune.evaluation.latency import PairedLatency, measure
-from distune.report.saving import named_after, write_model
 
 if TYPE_CHECKING:
     import onnx
@@ -76,6 +74,7 @@ class MixedPrecisionResult:
         if not self:
             raise UsageError("save: the model does not meet the criterion; it is in .best_effort")
         from distune.backends.onnxruntime.storage import stored_files
+        from distune.report.saving import named_after, write_model
 
         target = Path(os.fspath(path)).expanduser().absolute()
         write_model(named_after(target, stored_files(self.best_effort, external=False)), self.sources)
@@ -106,6 +105,7 @@ def fit(
 
     from distune.backends.onnxruntime.backend import OnnxRuntimeModel
     from distune.backends.onnxruntime.model import load_model
+    from distune.distributed.files import files_of
 
     fp32 = load_model(spec)
     half = _converted(fp32, conf.check())

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distune.config.job import TuningJob
-from distune.distributed.files import files_of
 from distune.engine.outcome import OutcomeName, RunOutcome
 from distune.errors import UsageError
 from distune.report.result import RunResult
-from distune.report.saving import named_after, write_model
 from distune.report.tuning_config import SavedConfig
 from distune.space.op_config import TuningConfig
 from distune.strategies.stage import Trial
@@ -87,6 +85,8 @@ class FoundModel:
         Raises:
             UsageError: It cannot be written, or the fp32 model is there.
         """
+        from distune.report.saving import named_after, write_model
+
         if self.files is None:
             return ()
         target = Path(os.fspath(path)).expanduser().absolute()
@@ -122,6 +122,8 @@ class FitResult:
         """The result of a run that has ended."""
         found = None
         if outcome.best is not None and outcome.exported is not None:
+            from distune.distributed.files import files_of
+
             model = outcome.job.model
             saved = SavedConfig(model.framework, model.quant_format, outcome.best.config, outcome.exported.deploy)
             found = FoundModel(outcome.best, saved, outcome.exported.files, tuple(files_of(TuningJob(model))))

@@ -86,9 +86,10 @@ def names_in(graph: onnx.GraphProto) -> Iterator[str]:
     yield from (value.name for value in (*graph.input, *graph.initializer))
     for node in graph.node:
         yield from (node.name, *node.output)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from names_in(inner)
+        for item in node.attribute:
+            if item.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                for inner in (item.g, *item.graphs):
+                    yield from names_in(inner)
 
 
 def replace_nodes(model: onnx.ModelProto, by: Mapping[str, Sequence[onnx.NodeProto]]) -> None:

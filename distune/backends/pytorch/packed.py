@@ -226,7 +226,7 @@ def _runs(form: WeightFormat, layer: type[_WeightOnlyLinear]) -> bool:
     try:
         with torch.inference_mode():
             actual = layer(weight, None)(torch.from_numpy(rows)).numpy()
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # torch has no such kernel for this processor
         return False
     return bool(np.abs(actual - expected).max() <= _TOLERANCE * np.abs(expected).max())
 
